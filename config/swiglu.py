@@ -1,0 +1,4 @@
+# Row 8: row 5 with a SwiGLU feed-forward. 2,102,272 parameters.
+# The log: 2.60 2.58 2.56, 38 ms/batch.
+activation = 'swiglu'
+d_ff = 256

@@ -1,0 +1,352 @@
+"""The models, tested against PyTorch's own layers, formulas and each other. Reads like a tour of model.py.
+
+python -m pytest test_model.py
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import model
+from model import ATTENTION, Config, SwiGLU, TorchTransformer, Transformer, rotary_table, rotate
+
+V, T, C, H = 19, 16, 32, 4
+KERNELS = ['naive', 'sdpa']
+BUILDS = ['rotary', 'learned', 'torch']  # the flash model with either kind of positions, and PyTorch's
+
+
+def shape(**changes):
+    defaults = dict(vocab_size=V, block_size=T, n_layer=2, n_head=H, n_embd=C, d_ff=48, dropout=0.0)
+    return Config(**(defaults | dict(activation='gelu', position='rotary', attention='sdpa') | changes))
+
+
+def build(kind, **changes):
+    torch.manual_seed(0)
+    if kind == 'torch':
+        return TorchTransformer(shape(**changes)).double()
+    return Transformer(shape(position=kind, **changes)).double()
+
+
+def tokens(length=T, batch=3):
+    return torch.randint(V, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+# ---- attention -----------------------------------------------------------------------------------------------------
+
+
+def qkv(length=T, past=0):
+    g = torch.Generator().manual_seed(2)
+    make = lambda n: torch.randn(2, n, H, 8, generator=g, dtype=torch.float64, requires_grad=True)  # noqa: E731
+    return make(length), make(past + length), make(past + length)
+
+
+@pytest.mark.parametrize('kernel', KERNELS)
+def test_attention_is_the_formula(kernel):
+    """One query at a time, in float64: softmax(q k' / sqrt(D)) v over the past. Forward and backward."""
+    q, k, v = qkv()
+    expected = torch.zeros_like(q)
+    for b in range(2):
+        for h in range(H):
+            for t in range(T):
+                weights = torch.softmax(k[b, : t + 1, h] @ q[b, t, h] / math.sqrt(8), dim=0)
+                expected[b, t, h] = weights @ v[b, : t + 1, h]
+    y = ATTENTION[kernel](q, k, v)
+    torch.testing.assert_close(y, expected)
+    direction = torch.randn_like(y)
+    gradients = torch.autograd.grad((y * direction).sum(), (q, k, v))
+    references = torch.autograd.grad((expected * direction).sum(), (q, k, v))
+    torch.testing.assert_close(gradients, references)
+
+
+@pytest.mark.parametrize('kernel', KERNELS)
+def test_attention_of_one_new_token_sees_all_the_past(kernel):
+    q, k, v = qkv(1, past=5)
+    expected = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    torch.testing.assert_close(ATTENTION[kernel](q, k, v), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+@pytest.mark.parametrize('kernel', ['sdpa', 'flash'])
+@pytest.mark.parametrize('width', [40, 64, 128])
+def test_attention_on_the_gpu_against_float64(kernel, width):
+    if kernel == 'flash' and model.FLASH_VERSION is None:
+        pytest.skip('flash-attn is not installed')
+    x = torch.randn(3, 2, 256, 4, width, device='cuda', dtype=torch.bfloat16)
+    fast, exact = x.clone().requires_grad_(), x.double().requires_grad_()
+    y, reference = ATTENTION[kernel](*fast), ATTENTION['naive'](*exact)
+    direction = torch.randn_like(y)
+    (gradient,) = torch.autograd.grad((y * direction).sum(), fast)
+    (expected,) = torch.autograd.grad((reference * direction).sum(), exact)
+    torch.testing.assert_close(y.double(), reference, atol=0.02, rtol=0.02)
+    torch.testing.assert_close(gradient.double(), expected, atol=0.1, rtol=0.05)
+
+
+def fake_flash(monkeypatch, version, calls):
+    """A stand-in for flash-attn, which needs a GPU: same layout and arguments, and it writes down how it is called."""
+
+    def flash_attn_func(q, k, v, dropout_p=0.0, causal=False):
+        calls.append((dropout_p, causal))
+        y = model.naive_attention(q, k, v, dropout_p)
+        return y if version == 2 else (y, None)
+
+    monkeypatch.setattr(model, 'FLASH_VERSION', version)
+    monkeypatch.setattr(model, 'flash_attn_func', flash_attn_func)
+
+
+@pytest.mark.parametrize('version', [2, 3, 4])
+def test_flash_attn_is_called_causal_and_without_dropout_in_evaluation(monkeypatch, version):
+    calls = []
+    fake_flash(monkeypatch, version, calls)
+    net = build('rotary', attention='flash', dropout=0.5 if version == 2 else 0.0)
+    torch.testing.assert_close(net.eval()(tokens()), build('rotary').eval()(tokens()))
+    assert calls == [(0.0, True)] * 2
+    net.train()(tokens())
+    assert calls[2:] == [(0.5 if version == 2 else 0.0, True)] * 2
+
+
+def test_choice_of_attention(monkeypatch):
+    cuda, half = torch.device('cuda'), torch.bfloat16
+    monkeypatch.setattr(model, 'FLASH_VERSION', None)
+    assert model.choose_attention('auto', cuda, half) == ('sdpa', 'flash-attn is not installed')
+    with pytest.raises(SystemExit, match='not installed'):
+        model.choose_attention('flash', cuda, half)
+    for capability, version, dtype, dropout, kernel in [
+        ((8, 0), 2, half, 0.2, 'flash'),
+        ((7, 5), 2, half, 0.0, 'sdpa'),
+        ((9, 0), 2, torch.float32, 0.0, 'sdpa'),
+        ((9, 0), 3, half, 0.0, 'flash'),
+        ((9, 0), 3, half, 0.2, 'sdpa'),
+        ((9, 0), 4, half, 0.2, 'sdpa'),
+    ]:
+        monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device, c=capability: c)
+        monkeypatch.setattr(model, 'FLASH_VERSION', version)
+        assert model.choose_attention('auto', cuda, dtype, dropout)[0] == kernel
+    assert model.choose_attention('auto', 'cpu', half)[0] == 'sdpa'
+    assert model.choose_attention('naive', 'cpu', half)[0] == 'naive'
+
+
+# ---- positions and feed-forward ------------------------------------------------------------------------------------
+
+
+def test_rotary_turns_pairs_by_the_position_times_a_frequency():
+    """The same as multiplying complex numbers by exp(i t f), f = 10000^(-2i/D)."""
+    x = torch.randn(2, T, 2, H, 8, dtype=torch.float64)  # B, T, (q, k), H, D
+    y = rotate(x, *rotary_table(T, 8))
+    f = torch.tensor([10000 ** (-2 * i / 8) for i in range(4)], dtype=torch.float64)
+    turn = torch.polar(torch.ones(T, 4, dtype=torch.float64), torch.arange(T)[:, None] * f)
+    z = torch.complex(x[..., :4], x[..., 4:]) * turn[:, None, None]
+    torch.testing.assert_close(y, torch.cat((z.real, z.imag), dim=-1), atol=1e-6, rtol=1e-6)
+    one = rotate(torch.tensor([1.0, 0.0]).expand(1, 2, 1, 1, 2), *rotary_table(2, 2))  # at position 1: by one radian
+    torch.testing.assert_close(one[0, 1, 0, 0], torch.tensor([math.cos(1), math.sin(1)]))
+
+
+def test_rotary_scores_depend_on_distance_only():
+    q, k = torch.randn(2, 8, dtype=torch.float64)
+    cos, sin = rotary_table(T, 8)
+    at = lambda x, t: rotate(x.view(1, 1, 1, 1, 8), cos[t : t + 1], sin[t : t + 1]).flatten()  # noqa: E731
+    near, far = at(q, 5) @ at(k, 3), at(q, 12) @ at(k, 10)
+    torch.testing.assert_close(near, far, atol=1e-6, rtol=1e-6)
+    assert not torch.isclose(near, at(q, 12) @ at(k, 3), atol=1e-3)
+
+
+def test_rotary_angles_stay_exact_in_bfloat16():
+    cos, sin = rotary_table(1024, 40)
+    assert cos.dtype == sin.dtype == torch.float32
+    x = torch.randn(1, 1024, 1, H, 40).bfloat16()
+    torch.testing.assert_close(rotate(x, cos, sin).double(), rotate(x.double(), cos, sin), atol=0.02, rtol=0.01)
+
+
+def test_swiglu_is_its_formula():
+    c = shape(activation='swiglu')
+    mlp, x = SwiGLU(c).double(), torch.randn(5, C, dtype=torch.float64)
+    gate_w, value_w = mlp.fc.weight[: c.d_ff], mlp.fc.weight[c.d_ff :]
+    gate, value = x @ gate_w.T + mlp.fc.bias[: c.d_ff], x @ value_w.T + mlp.fc.bias[c.d_ff :]
+    expected = (gate / (1 + torch.exp(-gate)) * value) @ mlp.proj.weight.T + mlp.proj.bias
+    torch.testing.assert_close(mlp(x), expected)
+
+
+# ---- the models ----------------------------------------------------------------------------------------------------
+
+
+def test_flash_model_equals_torch_layers():
+    """With learned positions and GELU, a block is nn.TransformerEncoderLayer with norm_first: give it our weights."""
+    net = build('learned')
+    nn.init.normal_(net.norm.weight)
+    layer = nn.TransformerEncoderLayer(C, H, 48, 0.0, 'gelu', batch_first=True, norm_first=True)
+    peer = nn.TransformerEncoder(layer, 2, nn.LayerNorm(C), enable_nested_tensor=False).double()
+    for ours, theirs in zip(net.blocks, peer.layers, strict=True):
+        for source, target in [
+            (ours.attn_norm, theirs.norm1),
+            (ours.attn.proj, theirs.self_attn.out_proj),
+            (ours.mlp_norm, theirs.norm2),
+            (ours.mlp.fc, theirs.linear1),
+            (ours.mlp.proj, theirs.linear2),
+        ]:
+            nn.init.normal_(source.bias)
+            target.load_state_dict(source.state_dict())
+        theirs.self_attn.in_proj_weight.data = ours.attn.qkv.weight.data
+        theirs.self_attn.in_proj_bias.data = nn.init.normal_(ours.attn.qkv.bias).data
+    peer.norm.load_state_dict(net.norm.state_dict())
+    x, y = tokens(), tokens().roll(-1, dims=1)
+    mask = nn.Transformer.generate_square_subsequent_mask(T, dtype=torch.float64)
+    stream = peer(F.embedding(x, net.embedding.weight) + net.positions, mask=mask, is_causal=True)
+    logits = stream @ net.embedding.weight.T
+    torch.testing.assert_close(net(x), logits[..., :V])
+    torch.testing.assert_close(net(x, y), F.cross_entropy(logits.flatten(0, 1), y.flatten()))
+
+
+@pytest.mark.parametrize('kind', BUILDS)
+@pytest.mark.parametrize('mode', ['train', 'eval'])
+def test_no_position_sees_its_future(kind, mode):
+    net, x = getattr(build(kind), mode)(), tokens()
+    changed = x.clone()
+    changed[:, 9:] = (changed[:, 9:] + 1) % V
+    with torch.no_grad():
+        before, after = net(x), net(changed)
+    torch.testing.assert_close(before[:, :9], after[:, :9])
+    assert not torch.isclose(before[:, 9:], after[:, 9:]).all(dim=-1).any()
+
+
+@pytest.mark.parametrize('kind', BUILDS)
+@pytest.mark.parametrize('kernel', KERNELS)
+def test_dropout_is_on_in_training_and_off_in_evaluation(kind, kernel):
+    """The log's suspicion: attention dropout that stays on in validation. Here it alone is on, then all is off."""
+    net, x = build(kind, dropout=0.5, attention=kernel), tokens()
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    net.train()
+    assert not torch.allclose(net(x), net(x))
+    net.eval()
+    assert torch.equal(net(x), net(x))
+    torch.testing.assert_close(net(x), build(kind).eval()(x))
+
+
+@pytest.mark.parametrize('kind', BUILDS)
+def test_every_dropout_module_is_on_in_training(kind):
+    net, x = build(kind, dropout=0.5).train(), tokens()
+    ratios = []
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.register_forward_hook(lambda m, i, out: ratios.append((out == 0).double().mean().item()))
+    net(x)
+    assert len(ratios) >= 5 and all(0.3 < ratio < 0.9 for ratio in ratios)  # ReLU adds zeros of its own
+
+
+def test_torch_model_scales_embeddings_and_adds_sinusoids():
+    net = build('torch')
+    seen = []
+    net.encoder.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    net(tokens())
+    t, i = torch.arange(T, dtype=torch.float64)[:, None], torch.arange(0, C, 2, dtype=torch.float64)
+    angle = t / 10000 ** (i / C)
+    expected = net.embedding.weight[tokens()] * math.sqrt(C)
+    expected[..., 0::2] += angle.sin()
+    expected[..., 1::2] += angle.cos()
+    torch.testing.assert_close(seen[0], expected, atol=1e-6, rtol=1e-6)
+
+
+def test_initial_weights_and_loss():
+    """GPT-2's scales, and a first loss near that of a uniform guess."""
+    torch.manual_seed(0)
+    net = Transformer(shape(vocab_size=1025, n_layer=8, n_embd=256, d_ff=512, block_size=64))
+    assert net.blocks[0].attn.qkv.weight.std().item() == pytest.approx(0.02, rel=0.03)
+    assert net.blocks[0].mlp.proj.weight.std().item() == pytest.approx(0.02 / 4, rel=0.03)  # sqrt(2 x 8) = 4
+    x = torch.randint(1025, (4, 64))
+    assert net(x, x.roll(-1, dims=1)).item() == pytest.approx(math.log(1032), rel=0.03)
+
+
+def test_targets_of_minus_one_do_not_count():
+    net, x, y = build('rotary'), tokens(), tokens().roll(-1, dims=1)
+    y[:, T // 2 :] = -1
+    logits = net(x)[:, : T // 2]
+    padding = torch.full((*logits.shape[:2], 24 - V), 0.0, dtype=torch.float64)
+    assert net.embedding.num_embeddings == 24  # 19, padded to the next multiple of 8
+    stream = []
+    net.norm.register_forward_hook(lambda m, i, out: stream.append(out))
+    loss = net(x, y)
+    padding = stream[0][:, : T // 2] @ net.embedding.weight[V:].T
+    log_p = torch.cat((logits, padding), dim=-1).log_softmax(dim=-1)
+    expected = -log_p.gather(-1, y[:, : T // 2, None]).mean()
+    torch.testing.assert_close(loss, expected)
+
+
+def test_one_batch_can_be_learned_by_heart():
+    torch.manual_seed(0)
+    net = Transformer(shape(activation='swiglu'))
+    x, y = tokens(), tokens().roll(-1, dims=1)
+    y[:, -1] = -1
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = net(x, y)
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1
+
+
+# ---- generation ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('kind', BUILDS)
+def test_generation_equals_recomputing_the_whole_prefix(kind):
+    """With the cache, the greedy continuation is that of a full forward over everything so far."""
+    net, idx = build(kind).eval(), tokens(5)
+    for token in list(net.generate(idx, T - 5, temperature=0)):
+        expected = net(idx)[:, -1].argmax(dim=-1, keepdim=True)
+        assert torch.equal(token, expected)
+        idx = torch.cat((idx, token), dim=1)
+
+
+@pytest.mark.parametrize('kind', ['rotary', 'learned'])
+def test_cached_logits_equal_the_full_forward(kind):
+    net, x, cache = build(kind).eval(), tokens(), model.Cache(T)
+    parts = [net(x[:, :6], cache=cache)] + [net(x[:, t : t + 1], cache=cache) for t in range(6, T)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), net(x))
+
+
+@pytest.mark.parametrize('kind', BUILDS)
+def test_generation_goes_on_past_the_block(kind):
+    net = build(kind).eval()
+    out = torch.cat(list(net.generate(tokens(T + 3), 3 * T, temperature=0)), dim=1)
+    assert out.shape == (3, 3 * T)
+    first = net(tokens(T + 3)[:, -T:])[:, -1].argmax(dim=-1)  # the prompt is cut to its last block
+    assert torch.equal(out[:, 0], first)
+
+
+def test_padding_is_never_sampled():
+    """The embedding has 24 rows for 19 tokens; make the padding's logits huge, and sample at random."""
+    net = build('rotary').eval()
+    net.embedding.weight.data[V:] = 100 * net.embedding.weight.data[:1].sign()
+    out = torch.cat(list(net.generate(tokens(), 200, temperature=5.0)), dim=1)
+    assert out.max().item() < V
+
+
+def test_the_same_seed_gives_the_same_sample():
+    net, idx = build('rotary').eval(), tokens(4, batch=1)
+    draw = lambda seed, **o: torch.cat(list(net.generate(idx, 30, generator=torch.Generator().manual_seed(seed), **o)))  # noqa: E731
+    assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
+    assert torch.equal(draw(1, top_k=1), draw(2, temperature=0))
+
+
+@pytest.mark.parametrize('top_k', [None, 3])
+def test_samples_follow_temperature_and_top_k(top_k):
+    """The frequencies of 20,000 first tokens are softmax(logits / temperature), over the top_k likeliest."""
+    net, idx = build('rotary').eval(), tokens(4, batch=1)
+    net.embedding.weight.data *= 10
+    logits = net(idx)[0, -1].sort(descending=True)
+    (drawn,) = net.generate(idx.expand(20_000, -1), 1, 2.0, top_k, torch.Generator().manual_seed(0))
+    frequency = torch.bincount(drawn.flatten(), minlength=V)[logits.indices] / 20_000
+    expected = torch.zeros(V).index_copy(0, torch.arange(top_k or V), (logits.values[:top_k] / 2).softmax(0).float())
+    torch.testing.assert_close(frequency, expected, atol=0.015, rtol=0)
+    assert frequency[1] > 0.05
+
+
+def test_impossible_shapes_are_refused():
+    with pytest.raises(SystemExit, match='n_embd=32 is not divisible by n_head=5'):
+        shape(n_head=5)
+    with pytest.raises(SystemExit, match='even head width'):
+        shape(n_embd=36)

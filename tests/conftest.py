@@ -1,0 +1,69 @@
+"""What the tests share: a small corpus of their own, and train.py run on it in this process."""
+
+import random
+import sys
+
+import pytest
+import torch
+
+import data
+import train
+
+REPO = train.__file__.removesuffix('/train.py')
+WORDS = 'the a ladder log row model token learns reads writes and or not flash small large def return if else'.split()
+SMALL = ['--n_layer=2', '--n_head=2', '--n_embd=16', '--d_ff=24', '--block_size=16', '--batch_size=4', '--device=cpu',
+         '--eval_interval=1000', '--log_interval=5', '--max_iters=10', '--learning_rate=1e-2', '--dtype=float32']  # fmt: skip
+
+
+def make_text(path, size=30_000):
+    generator = random.Random(0)
+    path.write_text(''.join(generator.choice(WORDS) + generator.choice(' \n') for _ in range(size // 5)))
+
+
+@pytest.fixture(scope='session')
+def workplace(tmp_path_factory):
+    """A folder with a prepared corpus data/tiny."""
+    folder = tmp_path_factory.mktemp('work')
+    make_text(folder / 'tiny.txt')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        data.prepare('tiny.txt')
+    return folder
+
+
+@pytest.fixture
+def run(workplace, monkeypatch, capsys):
+    """run('--knob=value', ...) trains a small model with train.py's main and returns what it printed. With stop_at=n
+    it is stopped as by Ctrl-C after n steps."""
+    monkeypatch.chdir(workplace)
+
+    def main(*arguments, stop_at=None):
+        monkeypatch.setattr(sys, 'argv', ['train.py', *SMALL, '--dataset=tiny', *arguments])
+        monkeypatch.setattr(train, 'catch_signals', list)  # pytest's own handlers stay
+        with pytest.MonkeyPatch.context() as patch:
+            if stop_at is None:
+                train.main()
+            else:
+                patch.setattr(train.Run, 'signal', lambda run, caught: 2 * (run.step == stop_at))
+                try:
+                    train.main()
+                except SystemExit as stopped:
+                    assert stopped.code == 128 + 2
+        return capsys.readouterr().out
+
+    return main
+
+
+def same(a, b):
+    """Whether two nests of dicts and lists hold the same values, tensors bit for bit."""
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def assert_same(a, b):
+    """Two checkpoints are the same, but for the knobs."""
+    different = [key for key in a if key != 'knobs' and not same(a[key], b[key])]
+    assert a['step'] > 0 and not different

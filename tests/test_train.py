@@ -1,0 +1,304 @@
+"""train.py from its command line: the log's rows, what is printed, resuming, sampling, several processes."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import REPO, SMALL, assert_same
+
+import bench
+import sample
+import train
+
+LOG = {
+    'sgd': '6 layer transformer (1863025 parameters), batch size 20, SGD learning rate 5.0, dropout 0.2',
+    'adam': '6 layer transformer (1863025 parameters), batch size 20, Adam learning rate 1e-4, dropout 0.2',
+    'cosine': '6 layer transformer (1863025 parameters), batch size 20, Adam learning rate 1e-4, dropout 0.2, '
+    'cosine learning rate schedule',
+    'flash': '6 layer (flash attention) transformer (1658800 parameters), rotary position embeddings, batch size 20, '
+    'Adam learning rate 1e-4, dropout 0.2, cosine learning rate schedule',
+    'weight_decay': '6 layer (flash attention) transformer (1658800 parameters), rotary position embeddings, '
+    'batch size 20, Adam learning rate 1e-4, dropout 0.0, weight decay 0.1, cosine learning rate schedule',
+    'dropout_weight_decay': '6 layer (flash attention) transformer (1658800 parameters), rotary position embeddings, '
+    'batch size 20, Adam learning rate 1e-4, dropout 0.2, weight decay 0.1, cosine learning rate schedule',
+    'ema': '6 layer (flash attention) transformer (1658800 parameters), rotary position embeddings, batch size 20, '
+    'Adam learning rate 1e-4, dropout 0.0, weight decay 0.1, cosine learning rate schedule, ema',
+    'swiglu': '6 layer (flash attention) transformer (2102272 parameters), swiglu activation, rotary position '
+    'embeddings, batch size 20, Adam learning rate 1e-4, dropout 0.0, weight decay 0.1, cosine learning rate schedule',
+    'deep': '8 layer (flash attention) transformer (2142800 parameters), rotary position embeddings, batch size 20, '
+    'Adam learning rate 1e-4, dropout 0.0, weight decay 0.1, cosine learning rate schedule',
+    'wide': '5 layer (flash attention) transformer (2042360 parameters), model width 512, rotary position embeddings, '
+    'batch size 20, Adam learning rate 1e-4, dropout 0.0, weight decay 0.1, cosine learning rate schedule',
+    'swiglu_18': '18 layer (flash attention) transformer (15669248 parameters), swiglu activation, model width 768, '
+    'rotary position embeddings, batch size 20, Adam learning rate 1e-4, dropout 0.0, weight decay 0.1, '
+    'cosine learning rate schedule',
+    'warmup': '6 layer (flash attention) transformer (2102272 parameters), swiglu activation, rotary position '
+    'embeddings, batch size 20, Adam learning rate 1e-4, dropout 0.0, weight decay 0.1, cosine learning rate schedule '
+    'with warmup',
+    'learning_rate': '6 layer (flash attention) transformer (2102272 parameters), swiglu activation, rotary position '
+    'embeddings, batch size 20, Adam learning rate 3e-4, dropout 0.0, weight decay 0.1, cosine learning rate schedule '
+    'with warmup',
+    # the log leaves this row's width out
+    'swiglu_23': '23 layer (flash attention) transformer (97198592 parameters), swiglu activation, model width 2048, '
+    'rotary position embeddings, batch size 20, Adam learning rate 3e-4, dropout 0.0, weight decay 0.1, '
+    'cosine learning rate schedule with warmup',
+    'learned': '6 layer (flash attention) transformer (2102272 parameters), swiglu activation, learned position '
+    'embeddings, batch size 20, Adam learning rate 3e-4, dropout 0.0, weight decay 0.1, cosine learning rate schedule '
+    'with warmup',
+}
+
+
+def main(monkeypatch, module, *arguments):
+    monkeypatch.setattr(sys, 'argv', [f'{module.__name__}.py', *arguments])
+    module.main()
+
+
+def checkpoint(out_dir):
+    return train.load_checkpoint(Path(out_dir))
+
+
+# ---- the log -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('row', LOG)
+def test_headline_and_count_are_the_logs(row, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    main(monkeypatch, train, f'{REPO}/config/{row}.py', '--max_iters=0', '--device=cpu')
+    assert capsys.readouterr().out == LOG[row] + '\n'
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('row', [*LOG, 'cpu'])
+def test_every_config_trains(row, run):
+    small = [flag for flag in SMALL if 'learning_rate' not in flag]
+    out = run(f'{REPO}/config/{row}.py', *small, '--max_iters=2', f'--out_dir=out/config_{row}')
+    losses = re.findall(r'loss: (\d+\.\d\d)', out)
+    assert losses and all(0 < float(loss) < 15 for loss in losses)
+    assert ('ema_loss' in out) == (row == 'ema')
+    knobs = checkpoint(f'out/config_{row}')['knobs']
+    assert row not in LOG or knobs['batch_size'] == 4
+
+
+# ---- what is printed -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_says_what_it_does(run):
+    out = run('--out_dir=out/says', '--max_iters=10', '--ema_decay=0.9')
+    lines = out.splitlines()
+    assert lines[0].startswith('2 layer (flash attention) transformer (')
+    assert lines[1:4] == ['device: cpu', 'dtype: float32', lines[3]] and lines[3].startswith('attention: sdpa (')
+    assert lines[4].startswith('corpus: tiny, ') and lines[4].endswith(' batches an epoch')
+    assert re.match(r'epoch  1 \|     5/\d+ batches \| lr \S+ \| ms/batch +\S+ \| loss +\S+ \| gradient norm', lines[5])
+    (result,) = [line for line in lines if ' ema_loss: ' in line]
+    assert re.fullmatch(r'epoch 0\.\d+ loss: \d\.\d\d ema_loss: \d\.\d\d', result)
+    details = lines[lines.index(result) + 1]
+    assert all(word in details for word in ('training loss', 'perplexity', 'bits per byte', 'tokens/s'))
+    assert 'python sample.py --out_dir=out/says' in out and '--init_from=resume' in out and 'python bench.py' in out
+
+
+def test_an_epoch_ends_with_the_logs_line_and_its_numbers_are_right(run):
+    """The printed loss, perplexity and bits per byte, against a float64 evaluation of the saved weights, token by
+    token from the file."""
+    out = run('--out_dir=out/epoch', '--epochs=1', '--max_iters=None', '--block_size=64', '--batch_size=16')
+    saved, meta = checkpoint('out/epoch'), json.loads(Path('data/tiny/meta.json').read_text())
+    net = train.build_model(SimpleNamespace(**saved['knobs']), meta['vocab_size']).double().eval()
+    net.load_state_dict(saved['model'])
+    stream = []
+    net.norm.register_forward_hook(lambda module, args, out: stream.append(out[0]))
+    tokens = torch.frombuffer(bytearray(Path('data/tiny/val.bin').read_bytes()), dtype=torch.int16).long()
+    total = 0.0
+    for start in range(0, len(tokens) - 1, 64):
+        window = tokens[start : start + 65]
+        with torch.no_grad():
+            net(window[None, :-1])
+            total += F.cross_entropy(stream.pop() @ net.embedding.weight.T, window[1:], reduction='sum').item()
+    loss = total / (len(tokens) - 1)
+    bits = loss * len(tokens) / meta['val']['bytes'] / math.log(2)
+    assert f'epoch 1 loss: {loss:.2f}\n' in out
+    assert f'perplexity {math.exp(loss):.2f} | {bits:.3f} bits per byte' in out
+    *steps, end = [json.loads(line) for line in Path('out/epoch/metrics.jsonl').read_text().splitlines()]
+    assert end['val_loss'] == pytest.approx(loss, abs=1e-4) and end['bits_per_byte'] == pytest.approx(bits, abs=1e-4)
+    assert [line['step'] for line in steps] == list(range(5, end['step'] + 1, 5))
+    assert end['train_loss'] == pytest.approx(sum(line['loss'] for line in steps) / len(steps), rel=0.05)
+
+
+# ---- the training step ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_ten_steps_equal_five_and_resume_and_five(run, dtype):
+    knobs = [f'--dtype={dtype}', '--dropout=0.2', '--ema_decay=0.9', '--gradient_accumulation_steps=2']
+    run(f'--out_dir=out/whole_{dtype}', *knobs)
+    run(f'--out_dir=out/half_{dtype}', *knobs, stop_at=5)
+    assert checkpoint(f'out/half_{dtype}')['step'] == 5
+    assert 'resumed at step 5 of 10' in run(f'--out_dir=out/half_{dtype}', *knobs, '--init_from=resume')
+    assert_same(checkpoint(f'out/half_{dtype}'), checkpoint(f'out/whole_{dtype}'))
+    logs = [Path(f'out/{name}_{dtype}/metrics.jsonl').read_text().splitlines() for name in ('whole', 'half')]
+    whole, half = ([json.loads(line) for line in log] for log in logs)
+    assert [line['step'] for line in whole] == [line['step'] for line in half] == [5, 10, 10]
+    assert whole[1]['loss'] == half[1]['loss'] and whole[2]['val_loss'] == half[2]['val_loss']
+
+
+def test_micro_steps_give_the_update_of_the_whole_batch(run):
+    run('--out_dir=out/micro_1')
+    run('--out_dir=out/micro_4', '--gradient_accumulation_steps=4')
+    one, four = checkpoint('out/micro_1')['model'], checkpoint('out/micro_4')['model']
+    torch.testing.assert_close(one, four, atol=1e-4, rtol=1e-3)
+
+
+def test_a_step_is_the_textbooks(run, workplace, monkeypatch):
+    """Three steps of SGD with clipping, redone in plain PyTorch on the same batches."""
+    run(
+        '--out_dir=out/sgd',
+        '--optimizer=sgd',
+        '--max_iters=3',
+        '--grad_clip=0.5',
+        '--weight_decay=0',
+        '--learning_rate=1',
+    )
+    saved = checkpoint('out/sgd')
+    c = SimpleNamespace(**saved['knobs'])
+    corpus = train.open_corpus('tiny')
+    net = train.build_model(c, corpus.meta['vocab_size'])
+    batches = train.Batches(corpus.train, 4, 16, c.seed, 'cpu')
+    for step in range(3):
+        net.zero_grad()
+        net(*batches(step)).backward()
+        norm = torch.stack([p.grad.norm() for p in net.parameters()]).norm()
+        lr = 0.5 * (1 + math.cos(math.pi * step / 3))
+        for p in net.parameters():
+            p.data -= lr * p.grad * min(1, 0.5 / norm)
+    torch.testing.assert_close(saved['model'], net.state_dict(), atol=1e-5, rtol=1e-4)
+
+
+def test_clipping_can_be_off(run):
+    run('--out_dir=out/clip_0', '--grad_clip=0', '--optimizer=sgd')
+    run('--out_dir=out/clip_9', '--grad_clip=1e9', '--optimizer=sgd')
+    assert_same(checkpoint('out/clip_0'), checkpoint('out/clip_9'))
+
+
+def test_seeds(run):
+    """Same seed, same bits, whatever is logged, evaluated and saved in between; another seed, another model."""
+    run('--out_dir=out/seed_a', '--dropout=0.2')
+    run('--out_dir=out/seed_b', '--dropout=0.2', '--eval_interval=3', '--log_interval=1')
+    run('--out_dir=out/seed_c', '--dropout=0.2', '--seed=2')
+    a, b, c = (checkpoint(f'out/seed_{name}')['model'] for name in 'abc')
+    torch.testing.assert_close(a, b, atol=0, rtol=0)
+    assert not torch.allclose(a['embedding.weight'], c['embedding.weight'])
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='gloo under torchrun')
+def test_two_processes_equal_one(run, workplace):
+    run('--out_dir=out/one')
+    knobs = [*SMALL, '--dataset=tiny', '--out_dir=out/two']
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', f'{REPO}/train.py']
+    done = subprocess.run([*command, *knobs], cwd=workplace, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    one, two = checkpoint('out/one'), checkpoint('out/two')
+    torch.testing.assert_close(one['model'], two['model'], atol=1e-4, rtol=1e-3)
+    losses = [json.loads(line) for name in ('one', 'two') for line in open(f'out/{name}/metrics.jsonl')]
+    for alone, together in zip(losses[:3], losses[3:], strict=True):
+        key = 'loss' if 'loss' in alone else 'val_loss'
+        assert alone[key] == pytest.approx(together[key], abs=1e-5)
+    assert done.stdout.count('2 layer') == 1 and '2 processes' in done.stdout
+
+
+# ---- sample.py and bench.py ----------------------------------------------------------------------------------------
+
+
+def test_sampling(run, monkeypatch, capsys):
+    run('--out_dir=out/sample', '--ema_decay=0.5', '--block_size=64')
+
+    def text(*knobs):
+        main(monkeypatch, sample, '--out_dir=out/sample', '--start=the ladder', '--num_samples=2', *knobs)
+        return capsys.readouterr().out
+
+    first = text('--max_new_tokens=100', '--seed=1')
+    assert first.count('the ladder') >= 2 and first.count('---------------\n') == 2
+    assert first == text('--max_new_tokens=100', '--seed=1') != text('--max_new_tokens=100', '--seed=2')
+    greedy = text('--temperature=0')
+    one, two, _ = greedy.split('---------------\n')
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    'knobs, words',
+    [
+        (['--out_dir=out/nothing'], 'out/nothing/ckpt.pt cannot be read'),
+        (['--top_k=0'], 'top_k is 0, expected at least 1'),
+        (['--temperature=-1'], 'temperature is -1.0, expected at least 0'),
+        (['def '], 'def : no such config file'),
+        (['--tempreature=1'], 'did you mean temperature?'),
+        (['--device=gpu'], "device is 'gpu'"),
+    ],
+)
+def test_sampling_refuses(run, monkeypatch, knobs, words):
+    run('--out_dir=out/refuse', '--overwrite')
+    with pytest.raises(SystemExit, match=re.escape(words)):
+        main(monkeypatch, sample, '--out_dir=out/refuse', *knobs)
+
+
+def test_a_sample_ends_at_the_end_of_a_document(run, monkeypatch, capsys):
+    run('--out_dir=out/end')
+    end = train.open_corpus('tiny').encoding.eot_token
+    ids = [ord('a'), ord('b'), end, ord('c')]
+    monkeypatch.setattr('model.Transformer.generate', lambda self, *args, **options: (torch.tensor([[i]]) for i in ids))
+    main(monkeypatch, sample, '--out_dir=out/end', '--start=x')
+    assert capsys.readouterr().out == 'xab\n---------------\n'
+
+
+BENCH = [*(flag for flag in SMALL if 'interval' not in flag), '--seconds=0.01']
+
+
+def test_bench_times_the_training_step(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    main(monkeypatch, bench, f'{REPO}/config/swiglu.py', f'{REPO}/config/ema.py', *BENCH, '--json')
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row['config'] for row in rows] == ['swiglu', 'ema']
+    for row in rows:
+        assert 0 < row['ms_p10'] <= row['ms_median'] <= row['ms_p90']
+        assert row['tokens_per_s'] == pytest.approx(4 * 16 / row['ms_median'] * 1e3)
+        assert 0 < row['peak_share'] < 1 and row['torch'] == torch.__version__ and row['dtype'] == 'float32'
+        assert row['tflops'] > 0 and {'peak_memory_gb', 'device', 'commit'} <= row.keys()
+
+
+def test_flops_are_those_that_torch_counts():
+    """torch's own counter over the forward pass, naive attention: it counts the masked half of attention, we do not."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    knobs, _ = train.configure([train.__file__], [*SMALL, '--activation=swiglu', '--n_embd=64', '--block_size=32'])
+    net = train.build_model(knobs, 1025, 'naive')
+    x = torch.randint(1025, (2, 32))
+    with FlopCounterMode(display=False) as counter:
+        net(x, x)
+    masked_half = knobs.n_layer * 2 * (2 * 2 * 32 * 32 * 64) / 2  # two products of T x T x C in a layer
+    assert 3 * (counter.get_total_flops() - masked_half) == bench.flops_per_token(knobs, net) * x.numel()
+
+
+@pytest.mark.parametrize('what', ['attention', 'dtype'])
+def test_bench_compares_variants(workplace, monkeypatch, capsys, what):
+    monkeypatch.chdir(workplace)
+    main(monkeypatch, bench, *BENCH, f'--compare={what}')
+    out = capsys.readouterr().out
+    assert '1.00 x ' in out and ('naive' if what == 'attention' else 'bfloat16') in out
+
+
+def test_bench_profiles(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    main(monkeypatch, bench, *BENCH, '--profile')
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == 11 and 'aten::' in out and json.loads(Path('trace.json').read_text())
+
+
+def test_bench_refuses(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    for flag, words in (('--compare=speed', "compare is 'speed'"), ('--device=gpu', "device is 'gpu'")):
+        with pytest.raises(SystemExit, match=words):
+            main(monkeypatch, bench, *BENCH, flag)

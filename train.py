@@ -1,0 +1,557 @@
+"""Train one row of the log, or a model of your own.
+
+    python train.py config/swiglu.py                       on any machine
+    python train.py config/swiglu.py config/cpu.py         a coffee break on a laptop
+    python train.py config/swiglu.py --init_from=resume    go on where it was stopped
+    torchrun --nproc_per_node=4 train.py config/swiglu.py  one process a GPU
+
+Knobs, set-up, the training step, evaluation, checkpoints, then the loop. Needs model, optim, data, configurator.
+"""
+
+import codecs
+import contextlib
+import hashlib
+import io
+import json
+import math
+import os
+import pickle
+import platform
+import shlex
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from configurator import configure
+from data import Batches, open_corpus, validation_batches, vocab_size_of
+from model import ACTIVATION, ATTENTION, MODELS, Config, choose_attention
+from optim import OPTIMIZERS, SCHEDULES, create_ema, create_optimizer, learning_rate_at
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock: two runs in one out_dir are not told apart there
+    fcntl = None
+
+# ---- knobs: the log's row 5; a config file or --name=value changes them --------------------------------------------
+
+# the run
+out_dir: str | None = None  # where the run is kept; None: out/ + the name of the config
+init_from = 'scratch'  # 'scratch', or 'resume': go on from out_dir's checkpoint
+overwrite = False  # start over although out_dir holds a run: that run is lost
+seed = 1  # of the initial weights, the order of the data and dropout
+eval_interval = 500  # steps between evaluations, each followed by a checkpoint; epochs end with one anyway
+log_interval = 20  # steps between log lines
+# data
+dataset = 'stdlib'  # a name that data.py prepared, a known name, or a path, which is prepared first
+batch_size = 20  # sequences a step, over all processes and micro-steps
+block_size = 1024  # tokens a sequence: the context length
+gradient_accumulation_steps = 1  # micro-steps that share the batch: the same update in less memory
+# model
+model = 'flash'  # 'flash', or 'torch': PyTorch's tutorial model
+n_layer = 6  # blocks
+n_head = 5  # attention heads
+n_embd = 200  # width of the stream
+d_ff = 200  # width of the feed-forward: the log's "model width"
+activation = 'gelu'  # 'gelu' or 'swiglu'
+position = 'rotary'  # 'rotary' or 'learned'
+dropout = 0.0  # share of activations set to 0 in training
+attention = 'auto'  # 'flash' (the flash-attn package), 'sdpa', 'naive', or 'auto': the fastest that runs here
+# optimizer
+optimizer = 'adamw'  # 'sgd', 'adam' or 'adamw'
+learning_rate = 1e-4  # the peak, after warmup
+lr_schedule = 'cosine'  # 'constant' or 'cosine'
+warmup_iters = 0  # steps of linear warmup
+min_lr = 0.0  # where the cosine ends
+weight_decay = 0.1  # on matrices only
+grad_clip = 1.0  # largest norm of the whole gradient; 0: no clipping
+ema_decay = 0.0  # of the moving average of the weights; 0: none
+epochs = 3  # passes over the data
+max_iters: int | None = None  # stop after so many steps instead of epochs; 0: print the headline only
+# machine
+device = 'auto'  # 'cpu', 'cuda', 'cuda:1', 'mps', or 'auto': cuda, else mps, else cpu
+dtype = 'auto'  # 'float32', 'bfloat16', 'float16', or 'auto': bfloat16 where the hardware has it
+compile: bool | None = None  # torch.compile the model; None: on CUDA only
+
+# --------------------------------------------------------------------------------------------------------------------
+
+CHOICES = {
+    'init_from': ('scratch', 'resume'),
+    'model': MODELS,
+    'activation': ACTIVATION,
+    'position': ('rotary', 'learned'),
+    'attention': ('auto', *ATTENTION),
+    'optimizer': OPTIMIZERS,
+    'lr_schedule': SCHEDULES,
+    'dtype': ('auto', 'float32', 'bfloat16', 'float16'),
+}
+AT_LEAST_1 = (
+    'eval_interval log_interval batch_size block_size gradient_accumulation_steps n_layer n_head n_embd d_ff epochs'
+).split()
+AT_LEAST_0 = 'seed learning_rate warmup_iters min_lr weight_decay grad_clip max_iters'.split()
+BELOW_1 = ('dropout', 'ema_decay')
+# a resumed run must have these as they were, or it would be another run
+FIXED = 'model n_layer n_head n_embd d_ff block_size activation position optimizer seed batch_size'.split()
+
+
+def check_knobs(c):
+    """Exit with one line if a knob's value makes no sense."""
+    for name, choices in CHOICES.items():
+        if getattr(c, name) not in choices:
+            sys.exit(f'{name} is {getattr(c, name)!r}, expected one of: {", ".join(choices)}.')
+    for low, names in ((1, AT_LEAST_1), (0, AT_LEAST_0 + list(BELOW_1))):
+        for name in names:
+            if (getattr(c, name) or 0) < low and getattr(c, name) is not None:
+                sys.exit(f'{name} is {getattr(c, name)}, expected at least {low}.')
+    for name in BELOW_1:
+        if getattr(c, name) >= 1:
+            sys.exit(f'{name} is {getattr(c, name)}, expected less than 1.')
+
+
+@dataclass
+class Machine:
+    """What a run computes with: its choices are printed, and can be overridden by the knobs of the same names."""
+
+    device: torch.device
+    dtype: torch.dtype
+    compile: bool
+    attention: str
+    reason: str  # why this attention kernel
+
+
+def choose_machine(c):
+    """The Machine that the knobs ask for; exits with one line if this computer has no such thing."""
+    name = c.device
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    kind, _, index = name.partition(':')
+    if kind not in ('cpu', 'cuda', 'mps') or index and not index.isdigit():
+        sys.exit(f"device is {name!r}, expected 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'.")
+    device = torch.device(name)
+    if kind == 'cuda':
+        device = torch.device('cuda', int(index or os.environ.get('LOCAL_RANK', 0)))
+        if device.index >= torch.cuda.device_count():
+            sys.exit(
+                f'device is {name!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices; try --device=cpu.'
+            )
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision('high')  # TF32 where a matmul is in float32
+    if kind == 'mps' and not torch.backends.mps.is_available():
+        sys.exit("device is 'mps', but this computer has none; try --device=cpu.")
+    fast = 'bfloat16' if has_bfloat16(device) else 'float32'
+    dtype = getattr(torch, fast if c.dtype == 'auto' else c.dtype)
+    attention, reason = choose_attention(c.attention, device, dtype, c.dropout)
+    return Machine(device, dtype, kind == 'cuda' if c.compile is None else c.compile, attention, reason)
+
+
+def has_bfloat16(device):
+    """Whether the hardware computes in bfloat16; where it is emulated, it is slower than float32."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == 'cpu' and platform.machine() in ('x86_64', 'AMD64'):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device.type == 'cpu' and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def build_model(c, vocab_size, attention='sdpa'):
+    """The model that the knobs describe, its initial weights a pure function of them and of the seed."""
+    torch.manual_seed(c.seed)
+    shape = {name: getattr(c, name) for name in Config.__dataclass_fields__ if hasattr(c, name)}
+    return MODELS[c.model](Config(**{**shape, 'vocab_size': vocab_size, 'attention': attention}))
+
+
+def headline(c, vocab_size):
+    """What this run is, in the log's words."""
+    with torch.device('meta'):  # counted, not allocated
+        n_params = build_model(c, vocab_size).num_params()
+    flash = c.model == 'flash'
+    rate = c.learning_rate
+    rate = str(rate) if rate >= 0.01 else np.format_float_scientific(rate, trim='-', exp_digits=1)
+    parts = [
+        f'{c.n_layer} layer {"(flash attention) " if flash else ""}transformer ({n_params} parameters)',
+        'swiglu activation' if flash and c.activation == 'swiglu' else '',
+        f'model width {c.d_ff}' if c.d_ff >= 2 * c.n_embd else '',  # the log names it where it is the news
+        f'{c.position} position embeddings' if flash else '',
+        f'batch size {c.batch_size}',
+        f'{"SGD" if c.optimizer == "sgd" else "Adam"} learning rate {rate}',
+        f'dropout {c.dropout}',
+        f'weight decay {c.weight_decay}' if c.weight_decay else '',
+        'cosine learning rate schedule' if c.lr_schedule == 'cosine' else '',
+    ]
+    line = ', '.join(part for part in parts if part) + (' with warmup' if c.warmup_iters else '')
+    return line + (', ema' if c.ema_decay else '')
+
+
+class Run:
+    """All that a training step touches: model, optimizer, EMA, data, and this process's place among the others."""
+
+    def __init__(self, c, corpus, machine):
+        self.c, self.corpus, self.device = c, corpus, machine.device
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.parts = self.world * c.gradient_accumulation_steps
+        if c.batch_size % self.parts:
+            sys.exit(f'batch_size={c.batch_size} cannot be shared evenly by {self.world} processes times '
+                     f'{c.gradient_accumulation_steps} micro-steps: make it a multiple of {self.parts}.')  # fmt: skip
+        self.raw = build_model(c, corpus.meta['vocab_size'], machine.attention).to(self.device)
+        self.optimizer = create_optimizer(self.raw, c.optimizer, c.learning_rate, c.weight_decay)
+        self.ema = create_ema(self.raw, c.ema_decay) if c.ema_decay else None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=machine.dtype == torch.float16)
+        self.autocast = torch.autocast(self.device.type, machine.dtype, enabled=machine.dtype != torch.float32)
+        self.model = torch.compile(self.raw, dynamic=False) if machine.compile else self.raw
+        self.replica = DistributedDataParallel(self.model) if self.world > 1 else self.model
+        self.batches = Batches(corpus.train, c.batch_size, c.block_size, c.seed, self.device)
+        self.total = self.batches.end_of_epoch(c.epochs) if c.max_iters is None else c.max_iters
+        self.step = self.evaluated = 0  # updates done; the step that was evaluated last
+        self.epoch_loss = torch.zeros(2, device=self.device)  # sum over this epoch's steps so far, their number
+
+    def train_step(self):
+        """One update of the weights. Returns the batch's mean loss (of this process's share) and its gradient's norm.
+
+        Raises FloatingPointError before the update if either is not finite.
+        """
+        c, parts = self.c, self.c.gradient_accumulation_steps
+        for group in self.optimizer.param_groups:
+            group['lr'] = self.learning_rate()
+        # dropout, too, is a pure function of (seed, step): no generator's state has to be saved to repeat it
+        torch.manual_seed(int(np.random.SeedSequence((c.seed, self.step, self.rank)).generate_state(1)[0]))
+        self.replica.train()
+        total = torch.zeros((), device=self.device)
+        for part in range(parts):
+            x, y = self.batches(self.step, self.rank * parts + part, self.parts)
+            waits = self.world > 1 and part < parts - 1  # the processes exchange gradients once a step
+            with self.replica.no_sync() if waits else contextlib.nullcontext(), self.autocast:
+                loss = self.replica(x, y) / parts
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.raw.parameters(), c.grad_clip or math.inf)
+        if not norm.isfinite() and not self.scaler.is_enabled():  # a scaler skips such a step by itself
+            raise FloatingPointError(f'loss {total:.4g} and gradient norm {norm:.4g} at step {self.step + 1}')
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.update_parameters(self.raw)
+        self.step += 1
+        self.epoch_loss += torch.stack((total, torch.ones_like(total)))
+        return total, norm
+
+    def learning_rate(self):
+        c = self.c
+        return learning_rate_at(self.step, peak=c.learning_rate, schedule=c.lr_schedule, warmup_iters=c.warmup_iters,
+                                total=self.total, min_lr=c.min_lr)  # fmt: skip
+
+    @torch.no_grad()
+    def evaluate(self, model):
+        """The model's loss in nats per token over every validation token once; the processes share the work."""
+        model.eval()
+        total = torch.zeros(1)
+        rows = self.c.batch_size // self.parts
+        for i, (x, y) in enumerate(validation_batches(self.corpus.val, rows, self.c.block_size)):
+            if i % self.world == self.rank:
+                with self.autocast:
+                    loss = model(x.to(self.device), y.to(self.device))
+                total += loss.cpu() * (y >= 0).sum()
+        return self.sum_over_processes(total).item() / (len(self.corpus.val) - 1)
+
+    def sum_over_processes(self, tensor):
+        tensor = tensor.to(self.device)
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def signal(self, caught):
+        """The signal caught, or 0; the processes agree on it, as they must stop at the same step."""
+        mine = torch.tensor(float(caught[0] if caught else 0))
+        return int(self.sum_over_processes(mine).item() / max(1, self.world)) if self.world > 1 else int(mine)
+
+    def state(self):
+        """All that it takes to go on, as tensors and plain Python values."""
+        return {
+            'model': self.raw.state_dict(),
+            'optimizer': self.optimizer.state_dict(),
+            'ema': self.ema.state_dict() if self.ema else None,
+            'scaler': self.scaler.state_dict(),
+            'step': self.step,
+            'evaluated': self.evaluated,
+            'epoch_loss': self.epoch_loss,
+            'knobs': vars(self.c),
+            'vocabulary': self.corpus.vocabulary,
+            'corpus': self.corpus.meta['train']['sha256'],
+        }
+
+    def restore(self, saved):
+        """Take up a state; exits if the knobs, corpus or vocabulary make this another run, prints what else differs."""
+        now = self.state()
+        changed = {k: (v, now['knobs'].get(k)) for k, v in saved['knobs'].items() if v != now['knobs'].get(k)}
+        refused = [f'{k} was {was!r}, now {is_now!r}' for k, (was, is_now) in changed.items() if k in FIXED]
+        refused += [f'another {k}' for k in ('corpus', 'vocabulary') if saved[k] != now[k]]
+        refused += ['ema_decay turned on or off'] if (saved['ema'] is None) != (now['ema'] is None) else []
+        if refused:
+            sys.exit(f'cannot resume: {"; ".join(refused)}. Use the command of the first run, or another --out_dir.')
+        for name, (was, is_now) in changed.items():
+            if name not in ('out_dir', 'init_from', 'overwrite'):
+                say(f'resume: {name} was {was!r}, now {is_now!r}')
+        self.raw.load_state_dict(saved['model'])
+        self.optimizer.load_state_dict(saved['optimizer'])
+        if self.ema:
+            self.ema.load_state_dict(saved['ema'])
+        self.scaler.load_state_dict(saved['scaler'])
+        self.step, self.evaluated = saved['step'], saved['evaluated']
+        self.epoch_loss = saved['epoch_loss'].to(self.device)
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(out_dir, state):
+    """Write out_dir/ckpt.pt: a torch.save file, followed by its SHA-256. Whatever happens, an old or a new one is
+    whole: it is written beside the old one, flushed to the disk, and renamed; the old one stays as ckpt_prev.pt."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    data = buffer.getbuffer()
+    path, new = out_dir / 'ckpt.pt', out_dir / 'ckpt.pt.new'
+    try:
+        with open(new, 'wb') as file:
+            file.write(data)
+            file.write(hashlib.sha256(data).digest())
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            os.replace(path, out_dir / 'ckpt_prev.pt')
+        os.replace(new, path)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        sys.exit(f'{path} could not be saved, it needs {len(data):,} bytes: {error.strerror}. The one before is whole.')
+
+
+def load_checkpoint(out_dir):
+    """The state that save_checkpoint wrote, on the CPU. Exits if there is none or its checksum does not fit; nothing
+    in the file is executed."""
+    path, previous = Path(out_dir) / 'ckpt.pt', Path(out_dir) / 'ckpt_prev.pt'
+    if not path.exists() and previous.exists():
+        path = previous  # the process died between the two renames
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        sys.exit(
+            f'{path} cannot be read: {error.strerror}. Without --init_from=resume, train.py starts a new run there.'
+        )
+    if hashlib.sha256(data[:-32]).digest() != data[-32:]:
+        remedy = (
+            f'go back to the one before it: mv {previous} {path}' if previous.exists() else 'start over: --overwrite'
+        )
+        sys.exit(f'{path} is damaged: its checksum does not fit its {len(data):,} bytes; {remedy}')
+    try:
+        return torch.load(io.BytesIO(data[:-32]), map_location='cpu', weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        sys.exit(f'{path} is not a checkpoint of this program: {str(error).splitlines()[0]}')
+
+
+def claim(c, out_dir):
+    """Make out_dir this process's own until it ends, however it ends; exits if a run is there that could be lost.
+
+    Returns the locked file, which the caller keeps open.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
+    lock = open(out_dir / 'lock', 'w')
+    try:
+        if fcntl:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f'{out_dir} is in use by a run that is still alive: wait for it, or choose another --out_dir.')
+    files = [out_dir / name for name in ('ckpt.pt', 'ckpt_prev.pt', 'metrics.jsonl')]
+    if c.init_from == 'scratch':
+        if any(file.exists() for file in files[:2]) and not c.overwrite:
+            sys.exit(f'{out_dir} holds a run already: add --init_from=resume to go on, --overwrite to lose it, '
+                     'or choose another --out_dir.')  # fmt: skip
+        for file in files:
+            file.unlink(missing_ok=True)
+    return lock
+
+
+# ---- the loop ------------------------------------------------------------------------------------------------------
+
+
+def say(line):
+    """Print a line above the progress bar, from the first process only."""
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        tqdm.write(line)
+
+
+class Metrics:
+    """metrics.jsonl in out_dir: one JSON object a log line or evaluation, cut back to where a resumed run starts."""
+
+    def __init__(self, path, step):
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if line.endswith('}') and json.loads(line)['step'] <= step]
+        path.write_text(''.join(line + '\n' for line in kept))
+        self.file = open(path, 'a', buffering=1)
+
+    def write(self, **numbers):
+        self.file.write(json.dumps(numbers) + '\n')
+
+
+def train(run, out_dir, caught):
+    """Train until run.total steps are done or a signal is caught; returns the signal's number, or 0."""
+    c, batches = run.c, run.batches
+    metrics = Metrics(out_dir / 'metrics.jsonl', run.step) if run.rank == 0 else None
+    bar = tqdm(total=run.total, initial=run.step, unit='batch', disable=None if run.rank == 0 else True)
+    losses, seconds, epoch_steps, epoch_seconds = [], 0.0, 0, 0.0
+    while True:
+        # chores come before the step, so that the last update is evaluated and saved like every other
+        epoch = batches.epochs_after(run.step)
+        epoch_ended = int(epoch) > int(batches.epochs_after(run.step - 1))
+        finished = run.step >= run.total
+        signum = run.signal(caught)
+        due = run.evaluated < run.step and (epoch_ended or finished or run.step % c.eval_interval == 0)
+        if due and not signum:
+            speed = epoch_steps * c.batch_size * c.block_size / max(epoch_seconds, 1e-9)  # tokens a second
+            report(run, metrics, int(epoch) if epoch_ended else epoch, speed)
+            if epoch_ended:
+                run.epoch_loss.zero_()
+                epoch_steps, epoch_seconds = 0, 0.0
+        if run.rank == 0 and (due or signum):
+            save_checkpoint(out_dir, run.state())
+        if finished or signum:
+            break
+
+        start = time.perf_counter()
+        loss, norm = run.train_step()
+        losses.append(loss)
+        seconds += time.perf_counter() - start
+
+        bar.update()
+        if run.step % c.log_interval == 0:
+            loss = (run.sum_over_processes(torch.stack(losses).mean()) / run.world).item()
+            epoch = int(batches.epochs_after(run.step - 1)) + 1
+            begin, end = batches.end_of_epoch(epoch - 1), batches.end_of_epoch(epoch)
+            lr, ms = run.optimizer.param_groups[0]['lr'], seconds / len(losses) * 1e3
+            say(f'epoch {epoch:2d} | {run.step - begin:5d}/{end - begin} batches | lr {lr:.2e} | ms/batch {ms:6.1f} | '
+                f'loss {loss:6.3f} | gradient norm {norm.item():5.2f}')  # fmt: skip
+            bar.set_postfix(epoch=epoch, loss=f'{loss:.2f}', refresh=False)
+            if metrics:
+                metrics.write(step=run.step, epoch=epoch, lr=lr, ms_per_batch=ms, loss=loss, grad_norm=norm.item())
+            epoch_steps, epoch_seconds = epoch_steps + len(losses), epoch_seconds + seconds
+            losses, seconds = [], 0.0
+    bar.close()
+    return signum
+
+
+def report(run, metrics, epoch, tokens_per_second):
+    """Evaluate; print the log's line and the details, and write them to metrics.jsonl."""
+    val = run.evaluate(run.model)
+    ema = run.evaluate(run.ema.module) if run.ema else None
+    loss_sum, steps = run.sum_over_processes(run.epoch_loss.clone()).tolist()
+    facts = run.corpus.meta['val']
+    per_byte = val * facts['tokens'] / facts['bytes'] / math.log(2)
+    say(f'epoch {epoch:.3g} loss: {val:.2f}' + (f' ema_loss: {ema:.2f}' if run.ema else ''))
+    say(f'    training loss {loss_sum / steps:.3f} | perplexity {math.exp(val):.2f} | {per_byte:.3f} bits per byte | '
+        f'{tokens_per_second:,.0f} tokens/s')  # fmt: skip
+    if metrics:
+        metrics.write(step=run.step, epoch=epoch, val_loss=val, ema_loss=ema, train_loss=loss_sum / steps,
+                      bits_per_byte=per_byte, tokens_per_s=tokens_per_second)  # fmt: skip
+    run.evaluated = run.step
+
+
+def stream_text(model, encoding, prompt, max_new_tokens, **options):
+    """Yields the model's continuation of a prompt as text, as it comes; it stops at <|endoftext|>.
+
+    options: temperature, top_k and generator of model.generate.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    ids = torch.tensor([[encoding.eot_token, *encoding.encode_ordinary(prompt)]], device=device)  # a document's start
+    decoder = codecs.getincrementaldecoder('utf-8')('replace')  # a character may be spread over several tokens
+    for token in model.generate(ids, max_new_tokens, **options):
+        if token.item() == encoding.eot_token:
+            break
+        yield decoder.decode(encoding.decode_single_token_bytes(token.item()))
+    yield decoder.decode(b'', final=True)
+
+
+def out_of_memory(c, machine):
+    return (f'{machine.device} is out of memory: --gradient_accumulation_steps={2 * c.gradient_accumulation_steps} gives '
+            f'the same update in about half of it, --batch_size={max(1, c.batch_size // 2)} a smaller one.')  # fmt: skip
+
+
+def catch_signals():
+    """A list that the first SIGINT or SIGTERM is added to; the next one quits at once."""
+    caught = []
+
+    def remember(signum, frame):
+        caught.append(signum)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, remember)
+    return caught
+
+
+def main():
+    c, files = configure([__file__], sys.argv[1:])
+    check_knobs(c)
+    if c.max_iters == 0:
+        print(headline(c, vocab_size_of(c.dataset)))
+        return
+    machine = choose_machine(c)
+    name = '_'.join(Path(file).stem for file in files) or 'default'
+    out_dir = Path(c.out_dir or f'out/{name}')
+    if 'RANK' in os.environ:  # under torchrun
+        dist.init_process_group('nccl' if machine.device.type == 'cuda' else 'gloo')
+    if not dist.is_initialized():
+        corpus, lock = open_corpus(c.dataset), claim(c, out_dir)
+    elif dist.get_rank() == 0:
+        corpus, lock = open_corpus(c.dataset), claim(c, out_dir)
+        dist.barrier()
+    else:
+        dist.barrier()  # the first process may have to prepare the corpus
+        corpus, lock = open_corpus(c.dataset), None
+
+    run = Run(c, corpus, machine)
+    say(headline(c, corpus.meta['vocab_size']))
+    say(f'device: {machine.device}' + (f', {run.world} processes' if run.world > 1 else ''))
+    say(f'dtype: {str(machine.dtype).removeprefix("torch.")}' + (', compiled' if machine.compile else ''))
+    say(f'attention: {machine.attention} ({machine.reason})')
+    say(f'corpus: {c.dataset}, {len(corpus.train):,} tokens, {run.batches.end_of_epoch(1):,} batches an epoch')
+    if c.init_from == 'resume':
+        run.restore(load_checkpoint(out_dir))
+        say(f'resumed at step {run.step} of {run.total}')
+
+    words = [word for word in sys.argv[1:] if not word.startswith(('--init_from', '--overwrite'))]
+    launch = ['torchrun', f'--nproc_per_node={run.world}'] if run.world > 1 else ['python']
+    command = shlex.join([*launch, 'train.py', *words])
+    try:
+        signum = train(run, out_dir, catch_signals())
+    except FloatingPointError as error:
+        sys.exit(
+            f'{error}: stopped before the update. Likely causes: too high a learning_rate, no warmup_iters, float16. '
+            f'The last checkpoint is whole: {command} --init_from=resume --learning_rate={c.learning_rate / 2}'
+        )
+    except torch.OutOfMemoryError:
+        sys.exit(f'{machine.device} is out of memory: --gradient_accumulation_steps={2 * c.gradient_accumulation_steps} '
+                 f'gives the same update in about half of it, --batch_size={c.batch_size // 2} a smaller one.')  # fmt: skip
+    if signum:
+        say(f'stopped at step {run.step} and saved; go on with: {command} --init_from=resume')
+        sys.exit(128 + signum)
+    if run.rank == 0:
+        sample = stream_text(run.ema.module if run.ema else run.raw, corpus.encoding, '', 200, top_k=50,
+                             generator=torch.Generator(machine.device).manual_seed(c.seed))  # fmt: skip
+        print(f'\n{"".join(sample)}\n')
+        print(f'sample more: python sample.py --out_dir={out_dir}')
+        print(f'train on:    {command} --init_from=resume --epochs={c.epochs + 1}')
+        print(f'time it:     python bench.py {" ".join(files)}')
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == '__main__':
+    main()
