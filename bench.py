@@ -250,8 +250,8 @@ def main():
                 if peak is None:
                     peak = matmul_peak(machine)
                     if not c.json:
-                        print(f'{device_name(machine.device)}, torch {torch.__version__}, matmul peak {peak:.3f} TFLOP/s '
-                              f'in {machine.dtype}, batch {c.batch_size} x {c.block_size}')  # fmt: skip
+                        print(f'{device_name(machine.device)}, torch {torch.__version__}, {machine.dtype}, matmul peak '
+                              f'{peak:.3f} TFLOP/s, batch {c.batch_size} x {c.block_size}')  # fmt: skip
                         print(''.join(f'{column:>15s}' for column in COLUMNS))
                 row = measure(name, c, machine, peak)
                 print(dumps(row) if c.json else ''.join(f'{cell(column, row):>15s}' for column in COLUMNS), flush=True)

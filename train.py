@@ -477,23 +477,63 @@ def stream_text(model, encoding, prompt, max_new_tokens, **options):
     yield decoder.decode(b'', final=True)
 
 
-def out_of_memory(c, machine):
-    return (f'{machine.device} is out of memory: --gradient_accumulation_steps={2 * c.gradient_accumulation_steps} gives '
-            f'the same update in about half of it, --batch_size={max(1, c.batch_size // 2)} a smaller one.')  # fmt: skip
-
-
 def catch_signals():
     """A list that the first SIGINT or SIGTERM is added to; the next one quits at once."""
     caught = []
 
     def remember(signum, frame):
         caught.append(signum)
+        os.write(2, b'\nfinishing this step, then saving; once more to quit at once\n')  # print is not for handlers
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)
 
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, remember)
     return caught
+
+
+def open_run(c, out_dir, machine):
+    """The corpus, and out_dir's lock. Under torchrun the processes are joined here, and the first of them prepares the
+    corpus and holds the lock while the others wait."""
+    if 'RANK' in os.environ:
+        dist.init_process_group('nccl' if machine.device.type == 'cuda' else 'gloo')
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    lock = claim(c, out_dir) if first else None
+    if not first:
+        dist.barrier()
+    corpus = open_corpus(c.dataset)
+    if first and dist.is_initialized():
+        dist.barrier()
+    return corpus, lock
+
+
+def train_or_exit(run, out_dir, machine, command):
+    """train(), with what can stop it said in one line; a caught signal exits with 128 + its number."""
+    c = run.c
+    try:
+        signum = train(run, out_dir, catch_signals())
+    except FloatingPointError as error:
+        sys.exit(
+            f'{error}: stopped before the update; likely too high a learning_rate, too short a warmup, or float16. '
+            f'The last checkpoint is whole: {command} --init_from=resume --learning_rate={c.learning_rate / 2}'
+        )
+    except torch.OutOfMemoryError:
+        sys.exit(out_of_memory(c, machine))
+    except OSError as error:  # a full disk may strike metrics.jsonl before a checkpoint
+        sys.exit(
+            f'{out_dir} could not be written: {error.strerror}. The last checkpoint is whole: '
+            f'{command} --init_from=resume'
+        )
+    if signum:
+        say(f'stopped at step {run.step} and saved; go on with: {command} --init_from=resume')
+        sys.exit(128 + signum)
+
+
+def out_of_memory(c, machine):
+    return (
+        f'{machine.device} is out of memory: --gradient_accumulation_steps={2 * c.gradient_accumulation_steps} '
+        f'gives the same update in about half of it, --batch_size={max(1, c.batch_size // 2)} a smaller one.'
+    )
 
 
 def main():
@@ -503,19 +543,8 @@ def main():
         print(headline(c, vocab_size_of(c.dataset)))
         return
     machine = choose_machine(c)
-    name = '_'.join(Path(file).stem for file in files) or 'default'
-    out_dir = Path(c.out_dir or f'out/{name}')
-    if 'RANK' in os.environ:  # under torchrun
-        dist.init_process_group('nccl' if machine.device.type == 'cuda' else 'gloo')
-    if not dist.is_initialized():
-        corpus, lock = open_corpus(c.dataset), claim(c, out_dir)
-    elif dist.get_rank() == 0:
-        corpus, lock = open_corpus(c.dataset), claim(c, out_dir)
-        dist.barrier()
-    else:
-        dist.barrier()  # the first process may have to prepare the corpus
-        corpus, lock = open_corpus(c.dataset), None
-
+    out_dir = Path(c.out_dir or 'out/' + ('_'.join(Path(file).stem for file in files) or 'default'))
+    corpus, lock = open_run(c, out_dir, machine)
     run = Run(c, corpus, machine)
     say(headline(c, corpus.meta['vocab_size']))
     say(f'device: {machine.device}' + (f', {run.world} processes' if run.world > 1 else ''))
@@ -527,30 +556,20 @@ def main():
         say(f'resumed at step {run.step} of {run.total}')
 
     words = [word for word in sys.argv[1:] if not word.startswith(('--init_from', '--overwrite'))]
-    launch = ['torchrun', f'--nproc_per_node={run.world}'] if run.world > 1 else ['python']
-    command = shlex.join([*launch, 'train.py', *words])
-    try:
-        signum = train(run, out_dir, catch_signals())
-    except FloatingPointError as error:
-        sys.exit(
-            f'{error}: stopped before the update. Likely causes: too high a learning_rate, no warmup_iters, float16. '
-            f'The last checkpoint is whole: {command} --init_from=resume --learning_rate={c.learning_rate / 2}'
-        )
-    except torch.OutOfMemoryError:
-        sys.exit(f'{machine.device} is out of memory: --gradient_accumulation_steps={2 * c.gradient_accumulation_steps} '
-                 f'gives the same update in about half of it, --batch_size={c.batch_size // 2} a smaller one.')  # fmt: skip
-    if signum:
-        say(f'stopped at step {run.step} and saved; go on with: {command} --init_from=resume')
-        sys.exit(128 + signum)
+    launcher = ['torchrun', f'--nproc_per_node={run.world}'] if run.world > 1 else ['python']
+    command = shlex.join([*launcher, 'train.py', *words])
+    train_or_exit(run, out_dir, machine, command)
     if run.rank == 0:
-        sample = stream_text(run.ema.module if run.ema else run.raw, corpus.encoding, '', 200, top_k=50,
-                             generator=torch.Generator(machine.device).manual_seed(c.seed))  # fmt: skip
-        print(f'\n{"".join(sample)}\n')
+        generator = torch.Generator(machine.device).manual_seed(c.seed)
+        best = run.ema.module if run.ema else run.raw
+        print('\n', *stream_text(best, corpus.encoding, '', 200, top_k=50, generator=generator), '\n', sep='')
         print(f'sample more: python sample.py --out_dir={out_dir}')
         print(f'train on:    {command} --init_from=resume --epochs={c.epochs + 1}')
-        print(f'time it:     python bench.py {" ".join(files)}')
+        print(f'time it:     python bench.py {" ".join(files[:1])}')
     if dist.is_initialized():
         dist.destroy_process_group()
+    if lock:
+        lock.close()
 
 
 if __name__ == '__main__':

@@ -12,7 +12,8 @@ import train
 REPO = train.__file__.removesuffix('/train.py')
 WORDS = 'the a ladder log row model token learns reads writes and or not flash small large def return if else'.split()
 SMALL = ['--n_layer=2', '--n_head=2', '--n_embd=16', '--d_ff=24', '--block_size=16', '--batch_size=4', '--device=cpu',
-         '--eval_interval=1000', '--log_interval=5', '--max_iters=10', '--learning_rate=1e-2', '--dtype=float32']  # fmt: skip
+         '--eval_interval=1000', '--log_interval=5', '--max_iters=10', '--learning_rate=1e-2',
+         '--dtype=float32']  # fmt: skip
 
 
 def make_text(path, size=30_000):

@@ -1,0 +1,438 @@
+"""What README.md promises of a run: kill it anywhere, damage what it wrote, change its knobs; nothing is lost.
+
+Children are forked from a server that has imported torch already, so that one starts in a fraction of a second.
+"""
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPO, SMALL, assert_same
+
+import train
+
+pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='signals and locks of Unix')
+HARD = ['--dropout=0.2', '--gradient_accumulation_steps=2', '--ema_decay=0.9']  # all the state that a run can have
+
+
+# ---- children ------------------------------------------------------------------------------------------------------
+
+
+def child(folder, arguments, log, prepare=None):
+    """train.py's main in a process of its own, its output in a file; `prepare` is called before."""
+    with open(log, 'w') as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(folder)
+    sys.argv = ['train.py', *SMALL, '--dataset=tiny', *arguments]
+    if prepare:
+        prepare[0](*prepare[1:])
+    train.main()
+
+
+@pytest.fixture
+def start(workplace, tmp_path, monkeypatch):
+    """start('--knob=value', ...) starts a child; .log is the file of its output."""
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv('PYTHONPATH', f'{REPO}:{REPO}/tests')  # without it, Python 3.11's server preloads nothing
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['train', 'torch._dynamo'])  # optimizers import the latter
+    children = []
+
+    def launch(*arguments, prepare=None):
+        log = tmp_path / f'log_{len(children)}'
+        process = context.Process(target=child, args=(str(workplace), arguments, str(log), prepare))
+        process.start()
+        process.log = log
+        children.append(process)
+        return process
+
+    yield launch
+    for process in children:
+        process.kill()
+
+
+def finish(process, code=0):
+    """Wait for a child; returns its output, which holds no traceback."""
+    process.join(60)
+    text = process.log.read_text()
+    assert process.exitcode == code, text
+    assert 'Traceback' not in text
+    return text
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def load(out_dir):
+    return train.load_checkpoint(Path(out_dir))
+
+
+def refused(text):
+    """The one line that an error prints."""
+    lines = [line for line in text.splitlines() if line]
+    assert lines and 'Traceback' not in text
+    return lines[-1]
+
+
+# ---- 1: kill -9 ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_killed_at_any_moment_and_resumed(start, dtype):
+    """Killed 10 times at random moments, the run ends with the bits of the uninterrupted one."""
+    knobs = [*HARD, f'--dtype={dtype}', '--max_iters=150', '--eval_interval=10']
+    finish(start(*knobs, f'--out_dir=out/steady_{dtype}'))
+    moment, kills, out_dir = random.Random(0), 0, Path(f'out/killed_{dtype}')
+    while kills < 10:
+        shutil.rmtree(out_dir, ignore_errors=True)
+        while True:
+            has_checkpoint = (out_dir / 'ckpt.pt').exists() or (out_dir / 'ckpt_prev.pt').exists()
+            process = start(*knobs, f'--out_dir={out_dir}', f'--init_from={"resume" if has_checkpoint else "scratch"}')
+            process.join(moment.uniform(0.1, 1.0))
+            if process.exitcode is not None or kills > 30:
+                break
+            process.kill()
+            process.join()
+            kills += 1
+        finish(process)
+        assert_same(load(out_dir), load(f'out/steady_{dtype}'))
+        steps = [json.loads(line)['step'] for line in (out_dir / 'metrics.jsonl').read_text().splitlines()]
+        assert steps == sorted(steps) and steps.count(150) == 2  # the log line and the evaluation
+
+
+# ---- 2: a crash inside a save --------------------------------------------------------------------------------------
+
+
+def crash(owner, name, call, after):
+    """Make the process die without a word at the call-th call of a function, before or after it."""
+    function, calls = getattr(getattr(train, owner), name), []
+
+    def deadly(*arguments):
+        if name == 'sha256' and not isinstance(arguments[0], memoryview):
+            return function(*arguments)  # somebody else's
+        calls.append(arguments)
+        if len(calls) == call and not after:
+            os._exit(9)
+        result = function(*arguments)
+        if len(calls) == call:
+            os._exit(9)
+        return result
+
+    setattr(getattr(train, owner), name, deadly)
+
+
+@pytest.mark.parametrize(
+    'owner, name, call, after',
+    [
+        ('hashlib', 'sha256', 3, False),  # the data is written, its checksum is not
+        ('os', 'fsync', 3, False),
+        ('os', 'fsync', 3, True),
+        ('os', 'replace', 4, False),  # the save before the third renamed once, the second and third rename twice
+        ('os', 'replace', 4, True),
+        ('os', 'replace', 5, True),
+    ],
+)
+def test_a_crash_inside_a_save_leaves_a_whole_checkpoint(start, owner, name, call, after, run):
+    knobs = [*HARD, '--eval_interval=2', '--out_dir=out/crash']
+    shutil.rmtree('out/crash', ignore_errors=True)
+    process = start(*knobs, prepare=(crash, owner, name, call, after))
+    process.join(60)
+    assert process.exitcode == 9
+    assert load('out/crash')['step'] in (4, 6)
+    run(*knobs, '--init_from=resume')
+    if not Path('out/uncrashed').exists():
+        run(*HARD, '--out_dir=out/uncrashed')
+    saved, whole = load('out/crash'), load('out/uncrashed')
+    assert_same({key: saved[key] for key in ('model', 'optimizer', 'ema', 'step')}, whole)
+
+
+# ---- 3: a full disk ------------------------------------------------------------------------------------------------
+
+
+def limit_files(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_a_full_disk_keeps_the_old_checkpoint(start, run):
+    run('--out_dir=out/full', stop_at=5)
+    before = Path('out/full/ckpt.pt').read_bytes()
+    process = start('--out_dir=out/full', '--init_from=resume', prepare=(limit_files, 20_000))
+    line = refused(finish(process, code=1))
+    assert 'out/full/ckpt.pt could not be saved' in line and f'{len(before):,}'[:2] in line
+    assert Path('out/full/ckpt.pt').read_bytes() == before
+    assert not Path('out/full/ckpt.pt.new').exists()
+
+
+def test_a_full_file_system(start, run, tmp_path):
+    """The same on a real one, where even metrics.jsonl finds no room."""
+    disk = tmp_path / 'disk'
+    disk.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=400k', 'tmpfs', disk], capture_output=True).returncode:
+        pytest.skip('this machine lets nobody mount a tmpfs')
+    try:
+        run(f'--out_dir={disk}/run', stop_at=5)
+        before = (disk / 'run/ckpt.pt').read_bytes()
+        (disk / 'ballast').write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize))
+        process = start(f'--out_dir={disk}/run', '--init_from=resume')
+        assert 'could not be' in refused(finish(process, code=1))
+        assert (disk / 'run/ckpt.pt').read_bytes() == before
+    finally:
+        subprocess.run(['umount', disk], check=True)
+
+
+# ---- 4: signals ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(start, run, signum):
+    out_dir, knobs = f'out/signal_{signum}', [*HARD, '--max_iters=400']
+    process = start(*knobs, f'--out_dir={out_dir}')
+    wait_for(lambda: Path(out_dir, 'metrics.jsonl').exists() and Path(out_dir, 'metrics.jsonl').read_text())
+    os.kill(process.pid, signum)
+    text = finish(process, code=128 + signum)
+    assert 0 < load(out_dir)['step'] < 400
+    assert f'--out_dir={out_dir} --init_from=resume' in refused(text)
+    finish(start(*knobs, f'--out_dir={out_dir}', '--init_from=resume'))
+    if not Path('out/unsignalled').exists():
+        run(*knobs, '--out_dir=out/unsignalled')
+    assert_same(load(out_dir), load('out/unsignalled'))
+
+
+def test_a_second_signal_quits_at_once(start):
+    """A step of several seconds is not waited for."""
+    process = start('--out_dir=out/twice', '--n_embd=512', '--d_ff=4096', '--block_size=256', '--batch_size=64')
+    wait_for(lambda: process.log.exists() and 'batches an epoch' in process.log.read_text())
+    os.kill(process.pid, signal.SIGINT)
+    wait_for(lambda: 'once more to quit at once' in process.log.read_text())
+    os.kill(process.pid, signal.SIGINT)
+    process.join(2)
+    assert process.exitcode == -signal.SIGINT
+
+
+# ---- 5: numbers that are none --------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(start, run):
+    run('--out_dir=out/nan', '--optimizer=sgd', stop_at=5)
+    before = Path('out/nan/ckpt.pt').read_bytes()
+    text = finish(start('--out_dir=out/nan', '--optimizer=sgd', '--learning_rate=1e30', '--init_from=resume'), code=1)
+    assert 'at step 7: stopped before the update; likely too high a learning_rate' in refused(text)
+    assert Path('out/nan/ckpt.pt').read_bytes() == before
+
+
+def test_an_infinite_gradient_changes_no_weight(run, workplace):
+    c, _ = train.configure([train.__file__], [*SMALL, '--dataset=tiny'])
+    step = train.Run(c, train.open_corpus('tiny'), train.choose_machine(c))
+    step.raw.norm.weight.register_hook(lambda gradient: gradient * float('inf'))
+    before = {name: p.clone() for name, p in step.raw.named_parameters()}
+    with pytest.raises(FloatingPointError, match='gradient norm inf at step 1|gradient norm nan at step 1'):
+        step.train_step()
+    assert all(torch.equal(p, before[name]) for name, p in step.raw.named_parameters())
+
+
+# ---- 6, 7: damaged and hostile checkpoints -------------------------------------------------------------------------
+
+
+def test_a_damaged_checkpoint_is_found(run):
+    run('--out_dir=out/damage', '--eval_interval=5')
+    path, generator = Path('out/damage/ckpt.pt'), random.Random(0)
+    whole = path.read_bytes()
+    damages = [whole[: generator.randrange(len(whole))] for _ in range(50)] + [b'', whole + b'x']
+    for _ in range(200):
+        flipped = bytearray(whole)
+        flipped[generator.randrange(len(whole))] ^= 1 << generator.randrange(8)
+        damages.append(bytes(flipped))
+    for damage in damages:
+        path.write_bytes(damage)
+        with pytest.raises(
+            SystemExit, match=r'^out/damage/ckpt.pt is damaged.*mv out/damage/ckpt_prev.pt out/damage/ckpt.pt$'
+        ):
+            load('out/damage')
+        assert path.read_bytes() == damage
+    os.replace('out/damage/ckpt_prev.pt', path)  # the remedy
+    assert load('out/damage')['step'] == 5
+    assert 'resumed at step 5' in run('--out_dir=out/damage', '--init_from=resume')
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.mkdir, ('executed',)
+
+
+@pytest.mark.parametrize('sealed', [True, False])
+def test_a_hostile_checkpoint_executes_nothing(run, sealed):
+    run('--out_dir=out/hostile', '--overwrite')
+    buffer = io.BytesIO()
+    torch.save({'model': Hostile()}, buffer)
+    data = buffer.getvalue()
+    Path('out/hostile/ckpt.pt').write_bytes(data + hashlib.sha256(data).digest() * sealed)
+    with pytest.raises(SystemExit, match='not a checkpoint of this program' if sealed else 'damaged'):
+        load('out/hostile')
+    assert not Path('executed').exists()
+
+
+def test_plain_torch_load_reads_a_checkpoint(run):
+    """The checksum behind the file does not keep other tools from reading it."""
+    run('--out_dir=out/plain')
+    assert torch.load('out/plain/ckpt.pt', weights_only=True)['step'] == 10
+
+
+# ---- 12, 13: one run a folder, and the same run --------------------------------------------------------------------
+
+
+def test_two_runs_in_one_folder(start, run):
+    process = start('--out_dir=out/locked', '--max_iters=100000')
+    wait_for(lambda: process.log.exists() and 'batches an epoch' in process.log.read_text())
+    for knobs in ([], ['--overwrite'], ['--init_from=resume']):
+        with pytest.raises(SystemExit, match='out/locked is in use by a run that is still alive'):
+            run('--out_dir=out/locked', *knobs)
+    process.kill()
+    process.join()
+    run('--out_dir=out/locked', '--overwrite')
+
+
+def test_a_finished_run_is_not_overwritten(run):
+    run('--out_dir=out/kept')
+    before = Path('out/kept/ckpt.pt').read_bytes()
+    with pytest.raises(SystemExit, match='out/kept holds a run already.*--overwrite'):
+        run('--out_dir=out/kept')
+    assert Path('out/kept/ckpt.pt').read_bytes() == before
+    run('--out_dir=out/kept', '--overwrite', '--seed=3')
+    assert load('out/kept')['knobs']['seed'] == 3 and not Path('out/kept/ckpt_prev.pt').exists()
+
+
+@pytest.mark.parametrize(
+    'knob, words',
+    [
+        ('--n_layer=3', 'n_layer was 2, now 3'),
+        ('--n_head=4', 'n_head was 2, now 4'),
+        ('--n_embd=32', 'n_embd was 16, now 32'),
+        ('--d_ff=32', 'd_ff was 24, now 32'),
+        ('--block_size=8', 'block_size was 16, now 8'),
+        ('--activation=swiglu', "activation was 'gelu', now 'swiglu'"),
+        ('--position=learned', "position was 'rotary', now 'learned'"),
+        ('--model=torch', "model was 'flash', now 'torch'"),
+        ('--optimizer=sgd', "optimizer was 'adamw', now 'sgd'"),
+        ('--seed=2', 'seed was 1, now 2'),
+        ('--batch_size=8', 'batch_size was 4, now 8'),
+        ('--ema_decay=0.9', 'ema_decay turned on or off'),
+        ('--dataset=other', 'another corpus; another vocabulary'),
+    ],
+)
+def test_resuming_another_run_is_refused(run, knob, words):
+    if not Path('out/fixed').exists():
+        run('--out_dir=out/fixed', stop_at=5)
+    if 'other' in knob:
+        Path('other.txt').write_text('another corpus, with other words: ' + 'lorem ipsum dolor sit amet\n' * 500)
+    before = Path('out/fixed/ckpt.pt').read_bytes()
+    with pytest.raises(SystemExit, match=f'cannot resume: .*{words}'):
+        run('--out_dir=out/fixed', '--init_from=resume', knob if 'other' not in knob else '--dataset=other.txt')
+    assert Path('out/fixed/ckpt.pt').read_bytes() == before
+
+
+def test_resuming_with_other_schedule_and_intervals_is_allowed_and_said(run):
+    run('--out_dir=out/allowed', stop_at=5)
+    changes = ['--learning_rate=2e-3', '--max_iters=12', '--eval_interval=3', '--log_interval=2', '--weight_decay=0.2',
+               '--dropout=0.1', '--grad_clip=0.5', '--min_lr=1e-5', '--warmup_iters=2', '--epochs=4']  # fmt: skip
+    out = run('--out_dir=out/allowed', '--init_from=resume', *changes)
+    for change in changes:
+        assert f'resume: {change[2:].partition("=")[0]} was ' in out
+    assert 'resume: learning_rate was 0.01, now 0.002' in out and load('out/allowed')['step'] == 12
+
+
+def test_resuming_nothing_is_refused(run):
+    with pytest.raises(SystemExit, match='out/none/ckpt.pt cannot be read'):
+        run('--out_dir=out/none', '--init_from=resume')
+
+
+# ---- 14: several processes -----------------------------------------------------------------------------------------
+
+
+def torchrun(processes, *knobs):
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
+    environment = os.environ | {'OMP_NUM_THREADS': '1'}
+    return subprocess.run([*command, f'{REPO}/train.py', *SMALL, '--dataset=tiny', *knobs], env=environment,
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+
+
+def test_resuming_with_one_two_and_one_process(run, workplace):
+    """Four steps alone, three by two processes, the rest alone: the weights of ten steps alone."""
+    constant = '--lr_schedule=constant'  # so that max_iters may change on the way
+    run('--out_dir=out/alone', constant)
+    run('--out_dir=out/ranks', constant, '--max_iters=4')
+    done = torchrun(2, '--out_dir=out/ranks', constant, '--max_iters=7', '--init_from=resume')
+    assert done.returncode == 0 and 'resumed at step 4 of 7' in done.stdout, done.stderr
+    assert 'resumed at step 7 of 10' in run('--out_dir=out/ranks', constant, '--init_from=resume')
+    torch.testing.assert_close(load('out/ranks')['model'], load('out/alone')['model'], atol=1e-4, rtol=1e-3)
+
+
+def test_four_processes_equal_one(run):
+    run('--out_dir=out/one_of_four')
+    done = torchrun(4, '--out_dir=out/four')
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (
+        [json.loads(line) for line in open(f'out/{name}/metrics.jsonl')] for name in ('one_of_four', 'four')
+    )
+    assert len(ours) == len(theirs) == 3
+    for alone, together in zip(ours, theirs, strict=True):
+        key = 'loss' if 'loss' in alone else 'val_loss'
+        assert alone[key] == pytest.approx(together[key], abs=1e-5)
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    done = torchrun(2, '--out_dir=out/uneven', '--batch_size=5')
+    assert done.returncode != 0 and 'batch_size=5 cannot be shared evenly by 2 processes' in done.stderr
+
+
+def test_a_dying_process_stops_them_all(workplace, monkeypatch):
+    """torchrun ends with an error and the checkpoint loads."""
+    monkeypatch.chdir(workplace)
+    environment = os.environ | {'OMP_NUM_THREADS': '1'}
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', f'{REPO}/train.py']
+    knobs = [*SMALL, '--dataset=tiny', '--out_dir=out/dying', '--max_iters=100000', '--eval_interval=20']
+    with subprocess.Popen([*command, *knobs], env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as group:
+        wait_for(lambda: Path('out/dying/ckpt.pt').exists())
+        children = subprocess.run(['pgrep', '-P', str(group.pid)], capture_output=True, text=True).stdout.split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        group.communicate(timeout=60)
+        assert group.returncode not in (0, None)
+    assert load('out/dying')['step'] % 20 == 0
+
+
+# ---- 16: the GPU ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+def test_a_resumed_run_on_the_gpu_equals_the_uninterrupted_one(run):
+    knobs = [*HARD, '--device=cuda', '--dtype=bfloat16']
+    run('--out_dir=out/gpu_whole', *knobs)
+    run('--out_dir=out/gpu_half', *knobs, stop_at=5)
+    run('--out_dir=out/gpu_half', *knobs, '--init_from=resume')
+    torch.testing.assert_close(load('out/gpu_half')['model'], load('out/gpu_whole')['model'], atol=1e-3, rtol=1e-2)
+
+
+def test_out_of_memory_names_the_knobs(run, monkeypatch):
+    def no_memory(self):
+        raise torch.OutOfMemoryError('CUDA out of memory')
+
+    monkeypatch.setattr(train.Run, 'train_step', no_memory)
+    with pytest.raises(SystemExit, match='cpu is out of memory: --gradient_accumulation_steps=2 .* --batch_size=2'):
+        run('--out_dir=out/memory')
