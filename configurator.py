@@ -7,15 +7,16 @@ assignments of literals, or arithmetic on numbers, and comments. It is parsed, n
 """
 
 import ast
+import contextlib
 import difflib
 import io
 import math
 import operator
 import sys
 import tokenize
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 ARITHMETIC = {
     ast.Add: operator.add,
@@ -25,10 +26,10 @@ ARITHMETIC = {
     ast.FloorDiv: operator.floordiv,
 }
 TYPES = {'bool': bool, 'int': int, 'float': float, 'str': str, 'None': type(None)}
+ERRORS = (ValueError, ArithmeticError, RecursionError, MemoryError)  # what a text can do to parser and arithmetic
 
 
-@dataclass
-class Knob:
+class Knob(NamedTuple):
     default: object
     types: list  # names of TYPES that a value may have
     comment: str
@@ -44,15 +45,13 @@ def read_knobs(path):
     comments = {t.start[0]: t.string.strip('# ') for t in tokens if t.type == tokenize.COMMENT}
     knobs = {}
     for node in ast.parse(source).body:
-        if not isinstance(node, (ast.Assign, ast.AnnAssign)) or not isinstance(node.value, ast.Constant):
-            continue
-        target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
-        if not target.id.islower():
-            continue
-        default = node.value.value
-        annotated = isinstance(node, ast.AnnAssign)
-        types = ast.unparse(node.annotation).split(' | ') if annotated else [type(default).__name__]
-        knobs[target.id] = Knob(default, types, comments.get(node.lineno, ''))
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, ast.Constant):
+            annotated = isinstance(node, ast.AnnAssign)
+            name = node.target.id if annotated else node.targets[0].id
+            default = node.value.value
+            types = ast.unparse(node.annotation).split(' | ') if annotated else [type(default).__name__]
+            if name.islower():
+                knobs[name] = Knob(default, types, comments.get(node.lineno, ''))
     return knobs
 
 
@@ -61,87 +60,72 @@ def evaluate(node):
     if isinstance(node, ast.Constant) and type(node.value) in TYPES.values():
         return node.value
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -number(evaluate(node.operand))
+        return -number(node.operand)
     if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
-        return ARITHMETIC[type(node.op)](number(evaluate(node.left)), number(evaluate(node.right)))
+        return ARITHMETIC[type(node.op)](number(node.left), number(node.right))
     raise ValueError('expected a literal, or + - * / on numbers')
 
 
-def number(value):
+def number(node):
+    value = evaluate(node)
     if type(value) not in (int, float):
-        raise ValueError(f'no arithmetic on {value!r}')
+        raise ValueError(f'no arithmetic on {value!r:.60}')
     return value
 
 
-def check(where, name, value, knobs):
-    """The value as its knob's type; exits with one line if there is no such knob or the value is of another type."""
+def check(name, value, knobs):
+    """The value as its knob's type; ValueError if there is no such knob or the value is of another type."""
     if name not in knobs:
         close = difflib.get_close_matches(name, knobs, n=1)
         hint = f'did you mean {close[0]}?' if close else 'see --help for all of them.'
-        sys.exit(f'{where}: there is no knob {name!r}; {hint}')
+        raise ValueError(f'there is no knob {name!r:.60}; {hint}')
     types = knobs[name].types
-    if type(value) is int and 'float' in types and 'int' not in types and abs(value) < 2**53:
+    if type(value) is int and 'float' in types and 'int' not in types:
         value = float(value)
     if type(value) not in [TYPES[t] for t in types] or isinstance(value, float) and not math.isfinite(value):
-        sys.exit(f'{where}: {name} is {shorten(value)}, expected {" or ".join(types)}.')
+        raise ValueError(f'{name} is {value!r:.60}, expected {" or ".join(types)}')
     return value
 
 
-def shorten(value):
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**60 else 'a number of over 60 digits'
-    return text if len(text) < 80 else text[:77] + '...'
-
-
 def read_config(path, knobs):
-    """The assignments of a config file, checked: {name: value}."""
+    """The assignments of a config file, checked: {name: value}. Exits with file and line at the first that fails."""
+    values, line = {}, 1
     try:
-        body = ast.parse(Path(path).read_text(encoding='utf-8')).body
+        for node in ast.parse(Path(path).read_text(encoding='utf-8-sig')).body:
+            line = node.lineno
+            if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+                name = node.targets[0].id
+                values[name] = check(name, evaluate(node.value), knobs)
+            elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):  # a docstring
+                raise ValueError('a config file holds only assignments, name = value; nothing in it was run')
     except FileNotFoundError:
         there = sorted(str(p) for p in Path(path).parent.glob('*.py'))
         close = difflib.get_close_matches(str(path), there, n=1)
         hint = f'did you mean {close[0]}?' if close else f'there are: {", ".join(there) or "no .py files"}.'
         sys.exit(f'{path}: no such config file; {hint}')
-    except (OSError, UnicodeDecodeError) as error:
-        sys.exit(f'{path}: cannot be read as a config file: {error}')
+    except OSError as error:
+        sys.exit(f'{path}: cannot be read as a config file: {error.strerror}.')
     except SyntaxError as error:
-        sys.exit(f'{path}:{error.lineno or 1}: not valid Python: {error.msg}.')
-    except (ValueError, RecursionError, MemoryError) as error:
-        sys.exit(f'{path}: not valid Python: {error or type(error).__name__}.')
-    values = {}
-    for node in body:
-        where = f'{path}:{node.lineno}'
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            continue  # a docstring
-        if not isinstance(node, ast.Assign) or len(node.targets) > 1 or not isinstance(node.targets[0], ast.Name):
-            sys.exit(f'{where}: a config file holds only assignments, name = value; nothing in it was run.')
-        name = node.targets[0].id
-        values[name] = check(where, name, evaluate_or_exit(f'{where}: {name}', node.value), knobs)
+        sys.exit(f'{path}:{error.lineno or line}: not valid Python: {error.msg}.')
+    except ERRORS as error:
+        sys.exit(f'{path}:{line}: {error or type(error).__name__}.')
     return values
 
 
-def evaluate_or_exit(where, node):
-    try:
-        return evaluate(node)
-    except (ValueError, ArithmeticError, RecursionError) as error:
-        sys.exit(f'{where}: {error or type(error).__name__}; nothing was run.')
-
-
 def read_flag(argument, knobs):
-    """One --key=value as (key, value), checked. --key alone is True; text needs no quotes and may hold '='."""
+    """One --key=value as {key: value}, checked. --key alone is True; text needs no quotes and may hold '='."""
     name, equals, text = argument.removeprefix('--').partition('=')
-    types = knobs[name].types if name in knobs else []
-    if not equals and types and types != ['bool']:
+    types = knobs[name].types if name in knobs else ['bool']
+    if not equals and types != ['bool']:
         sys.exit(f'{argument}: a value is missing; write --{name}=VALUE.')
-    if not equals:
-        value = True
-    elif 'str' in types and not (text == 'None' and 'None' in types):
-        value = text
-    else:
-        try:
+    value = text if equals else True
+    if equals and ('str' not in types or text == 'None' and 'None' in types):
+        with contextlib.suppress(SyntaxError, *ERRORS):  # it stays text, and check() says what was expected
             value = evaluate(ast.parse(text.strip(), mode='eval').body)
-        except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
-            value = text  # of no type that the knob takes: check() says which it does
-    return name, check('command line', name, value, knobs)
+    try:
+        return {name: check(name, value, knobs)}
+    except ERRORS as error:
+        sys.exit(f'command line: {error}')
 
 
 def configure(programs, arguments):
@@ -155,10 +139,10 @@ def configure(programs, arguments):
         for name, knob in knobs.items():
             print(f'  --{name}={knob.default}'.ljust(36), knob.comment)
         sys.exit(0)
-    flags = [a for a in arguments if a.startswith('-')]
+    values, from_flags = {name: knob.default for name, knob in knobs.items()}, {}
+    for flag in (a for a in arguments if a.startswith('-')):
+        from_flags |= read_flag(flag, knobs)
     files = [a for a in arguments if not a.startswith('-')]
-    values = {name: knob.default for name, knob in knobs.items()}
     for path in files:
         values |= read_config(path, knobs)
-    values |= dict(read_flag(flag, knobs) for flag in flags)
-    return SimpleNamespace(**values), files
+    return SimpleNamespace(**values | from_flags), files

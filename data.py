@@ -18,6 +18,7 @@ import contextlib
 import functools
 import hashlib
 import heapq
+import http.client
 import itertools
 import json
 import lzma
@@ -48,7 +49,8 @@ KNOWN = {
 STDLIB_LEFT_OUT = {'test', 'tests', 'idle_test', 'site-packages', 'dist-packages'}
 END = '<|endoftext|>'  # closes every document; a text that contains these characters still gets ordinary tokens
 # GPT-2's split: a BPE token never crosses from a word, a number, a run of signs or of spaces into the next.
-# The possessive ++ takes no step back, so a million spaces in a row neither hang it nor overflow its stack.
+# The possessive ++ takes no step back, and PIECE bounds the one \s+ that does, so a million spaces in a row neither
+# hang it nor overflow its stack.
 SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 MERGES = 768  # 256 bytes + 768 merges = the log's 1024 tokens; END is the 1025th
 SAMPLE = 32_000_000  # bytes to learn the BPE from; a larger corpus gives an evenly spread sample of this size
@@ -60,7 +62,7 @@ READ_ERRORS = (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, lzma.LZM
 # ---- where text comes from -----------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(eq=False)  # compared by identity: quick, and an archive may hold two of one name
 class Document:
     """A text, or the stretch from byte `start` to byte `end` of one; open() gives its bytes as a file."""
 
@@ -78,7 +80,7 @@ def documents(path):
     """
     if path.is_dir():
         names = sorted(Path(folder, name).relative_to(path) for folder, _, files in os.walk(path) for name in files)
-        names = [n for n in names if (path / n).is_file() and not any(part.startswith('.') for part in n.parts)]
+        names = [n for n in names if (path / n).is_file() and visible(n)]
         if path == Path(KNOWN['stdlib']):
             names = [n for n in names if n.suffix == '.py' and not STDLIB_LEFT_OUT & set(n.parts)]
             names = [n for n in names if not n.name.startswith('_sysconfigdata')]  # it names the machine
@@ -87,14 +89,22 @@ def documents(path):
         ]
     elif zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            members = [m for m in bounded(archive.infolist(), path) if not m.is_dir()]
+            members = [m for m in bounded(archive.infolist(), path) if not m.is_dir() and visible(m.filename)]
             yield [Document(m.filename, functools.partial(archive.open, m), m.file_size) for m in members]
     elif tarfile.is_tarfile(path):
         with tarfile.open(path) as archive:
-            members = [m for m in bounded(archive, path) if m.isfile()]
+            members = [m for m in bounded(archive, path) if m.isfile() and visible(m.name)]
+            # tarfile takes a damaged header for the end, and gzip and xz compare their checksums at the very end
+            while rest := archive.fileobj.read(PIECE):
+                if rest.strip(b'\0'):
+                    raise tarfile.ReadError('the archive goes on after its end: it is damaged')
             yield [Document(m.name, functools.partial(archive.extractfile, m), m.size) for m in members]
     else:
         yield [Document(path.name, functools.partial(open, path, 'rb'), path.stat().st_size)]
+
+
+def visible(name):
+    return not any(part.startswith('.') for part in PurePath(name).parts)
 
 
 def bounded(members, path):
@@ -120,20 +130,23 @@ def split(docs):
         return [Document(d.name, d.open, cut)], [Document(d.name, d.open, d.end, cut)]
     else:
         val = [d for d in docs if name_hash(d) < HELD_OUT] or [min(docs, key=name_hash)] if docs else []
-    return [d for d in docs if d not in val], val
+    held_out = set(val)
+    return [d for d in docs if d not in held_out], val
 
 
 def name_hash(document):
-    """A number in [0, 1) that depends on the document's name alone."""
-    return hashlib.blake2b(document.name.encode(errors='surrogateescape')).digest()[0] / 256
+    """A number in [0, 1) that depends on the document's name alone; ./a, as tar writes it, is a."""
+    name = PurePath(document.name).as_posix()
+    return hashlib.blake2b(name.encode(errors='surrogateescape')).digest()[0] / 256
 
 
 def character_boundary(document, offset):
-    """The first offset from here on that does not cut a UTF-8 character: continuation bytes are 10xxxxxx."""
+    """The last offset up to here that does not cut a UTF-8 character: continuation bytes are 10xxxxxx."""
+    start = max(0, offset - 3)
     with document.open() as file:
-        file.seek(offset)
-        window = file.read(4)
-    return offset + next((i for i, byte in enumerate(window) if byte & 0xC0 != 0x80), 0)
+        file.seek(start)
+        window = file.read(offset - start + 1)
+    return max((start + i for i, byte in enumerate(window) if byte & 0xC0 != 0x80), default=offset)
 
 
 def read(document, errors='strict'):
@@ -163,7 +176,8 @@ def read(document, errors='strict'):
 
 
 def download(url, folder):
-    """Fetch a URL into the folder; returns the path. A transfer that was cut exits and leaves nothing behind."""
+    """Fetch a URL into a new folder; returns the path. A transfer that was cut exits."""
+    folder.mkdir()
     path = folder / (PurePath(urllib.request.urlparse(url).path).name or 'download')
     try:
         with urllib.request.urlopen(url, timeout=60) as response, open(path, 'wb') as file:
@@ -172,8 +186,8 @@ def download(url, folder):
                 while data := response.read(1 << 16):
                     file.write(data)
                     bar.update(len(data))
-    except (OSError, ValueError) as error:
-        sys.exit(f'{url} cannot be downloaded: {error}. Fetch it by hand, then: python data.py FILE')
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        sys.exit(f'{url} cannot be downloaded: {one_line(error)}. Fetch it by hand, then: python data.py FILE')
     if size and path.stat().st_size != size:
         sys.exit(f'{url} was cut at {path.stat().st_size:,} of {size:,} bytes: run the same command again.')
     return path
@@ -190,7 +204,6 @@ def learn_bpe(words, merges=MERGES):
     the id of each its place. Ties go to the pair with the lower first id, then the lower second: the older tokens.
     """
     tokens = [bytes([i]) for i in range(256)]
-    ids = {token: i for i, token in enumerate(tokens)}
     spelling = [list(word.encode()) for word in words]  # each word as token ids
     count = list(words.values())
     pairs, users = collections.Counter(), collections.defaultdict(set)  # users: the words that hold a pair
@@ -204,13 +217,11 @@ def learn_bpe(words, merges=MERGES):
         n, pair = heapq.heappop(heap)
         if pairs[pair] != -n or n == 0:
             continue  # an old entry: the pair was pushed again when its count changed
-        token = tokens[pair[0]] + tokens[pair[1]]
-        if token not in ids:  # tiktoken knows a token by its bytes, so 'ab'+'c' and 'a'+'bc' are one
-            ids[token] = len(tokens)
-            tokens.append(token)
+        # never the bytes of an older token: the same bytes merge in the same order wherever they stand
+        tokens.append(tokens[pair[0]] + tokens[pair[1]])
         changed = set()
         for w in users.pop(pair):
-            old, new = spelling[w], merge(spelling[w], pair, ids[token])
+            old, new = spelling[w], merge(spelling[w], pair, len(tokens) - 1)
             spelling[w] = new
             for p in itertools.pairwise(old):
                 pairs[p] -= count[w]
@@ -265,7 +276,7 @@ def read_encoding(vocabulary):
     try:
         return tiktoken.get_encoding(vocabulary)
     except (ValueError, OSError) as error:  # OSError: it downloads the vocabulary on first use
-        sys.exit(f'tiktoken cannot give the encoding {vocabulary!r}: {str(error).splitlines()[0]}')
+        sys.exit(f'tiktoken cannot give the encoding {vocabulary!r}: {one_line(error)}')
 
 
 # ---- preparing a corpus --------------------------------------------------------------------------------------------
@@ -273,6 +284,10 @@ def read_encoding(vocabulary):
 
 def note(text):
     print(text, file=sys.stderr)
+
+
+def one_line(error):
+    return ' '.join(str(error).split()) or type(error).__name__
 
 
 def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
@@ -285,31 +300,33 @@ def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
     remote = place.startswith(('http://', 'https://'))
     name = source if source in KNOWN else PurePath(place.rstrip('/')).name.split('.')[0] or 'corpus'
     name = name if encoding == 'bpe' else f'{name}-{encoding}'
-    origin = place if remote else str(Path(place).resolve())
+    origin = place if remote or source in KNOWN else str(Path(place).resolve())
     folder = ROOT / name
-    if (folder / 'meta.json').exists() and not overwrite:
-        there = json.loads((folder / 'meta.json').read_text())['source']
+    if not remote and Path(origin).is_relative_to(folder.resolve()):
+        sys.exit(f'{source} lies in {folder}, which its tokens would replace: move it elsewhere first.')
+    if folder.exists() and not overwrite:
+        there = Corpus(name).source
         if there != origin:
             sys.exit(f'{folder} was prepared from {there}, not from {origin}: rename one, or add --overwrite.')
         note(f'{folder} is prepared already; --overwrite prepares it again')
         return name
     if not remote and not Path(place).exists():
         sys.exit(f'{source} is no file, folder, URL or known name ({", ".join(KNOWN)}).')
-    ROOT.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{name}-', dir=ROOT) as scratch:
-        path = download(place, Path(scratch)) if remote else Path(place)
-        new = Path(scratch) / name
-        new.mkdir()
-        note(f'preparing {folder} from {origin}')
-        try:
+    try:
+        ROOT.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f'.{name}-', dir=ROOT) as scratch:
+            path = download(place, Path(scratch, 'download')) if remote else Path(place)
+            new = Path(scratch, 'corpus')
+            new.mkdir()
+            note(f'preparing {folder} from {origin}')
             with documents(path) as docs:
                 meta = {'source': origin, **write_corpus(new, docs, encoding, errors)}
-        except READ_ERRORS as error:
-            sys.exit(f'{origin} could not be prepared: {error or type(error).__name__}')
-        (new / 'meta.json').write_text(json.dumps(meta, indent=2) + '\n')
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(new, folder)
+            (new / 'meta.json').write_text(json.dumps(meta, indent=2) + '\n')
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(new, folder)
+    except READ_ERRORS as error:
+        sys.exit(f'{origin} could not be prepared: {one_line(error)}')
     note(f'{folder}: {meta["train"]["tokens"]:,} training and {meta["val"]["tokens"]:,} validation tokens')
     return name
 
@@ -331,7 +348,8 @@ def write_corpus(folder, docs, encoding, errors):
             'train': write_tokens(folder / 'train.bin', train, encoder, errors, bar),
             'val': write_tokens(folder / 'val.bin', val, encoder, errors, bar),
         }
-    return {'encoding': encoding, 'vocab_size': encoder.n_vocab, **sides}
+    facts = {'encoding': encoding, 'vocab_size': encoder.n_vocab, 'vocabulary_sha256': sha256(vocabulary)}
+    return {**facts, **sides}
 
 
 def write_tokens(path, docs, encoder, errors, bar):
@@ -352,6 +370,10 @@ def write_tokens(path, docs, encoder, errors, bar):
     return {'tokens': tokens, 'bytes': size, 'documents': len(docs), 'sha256': checksum.hexdigest()}
 
 
+def sha256(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def token_dtype(vocab_size):
     return np.dtype('<u2' if vocab_size <= 1 << 16 else '<u4')
 
@@ -365,13 +387,16 @@ class Corpus:
     def __init__(self, name):
         self.folder = ROOT / name
         try:
-            self.meta = json.loads((self.folder / 'meta.json').read_text())
+            self.meta = dict(json.loads((self.folder / 'meta.json').read_text()))
+            self.source = self.meta['source']
             self.train, self.val = self.tokens('train'), self.tokens('val')
             bpe = self.meta['encoding'] == 'bpe'
             self.vocabulary = (self.folder / 'bpe.tiktoken').read_text() if bpe else self.meta['encoding']
-        except (OSError, ValueError, KeyError) as error:
+            if self.meta.get('vocabulary_sha256', sha256(self.vocabulary)) != sha256(self.vocabulary):
+                self.damaged('its vocabulary is not what was written (SHA-256)')
+            self.encoding = read_encoding(self.vocabulary)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             self.damaged(error)
-        self.encoding = read_encoding(self.vocabulary)
         if self.encoding.n_vocab != self.meta['vocab_size']:
             self.damaged(f'its vocabulary has {self.encoding.n_vocab} tokens, not {self.meta["vocab_size"]}')
 
@@ -390,8 +415,11 @@ class Corpus:
         return torch.from_numpy(ids.view(f'<i{dtype.itemsize}'))
 
     def damaged(self, why):
-        source = getattr(self, 'meta', {}).get('source', 'SOURCE')
-        sys.exit(f'{self.folder} is damaged: {why}. Prepare it again: python data.py {source} --overwrite')
+        meta = getattr(self, 'meta', {})
+        source, encoding = meta.get('source', 'SOURCE'), meta.get('encoding', 'bpe')
+        source = next((name for name, place in KNOWN.items() if place == source), source)
+        option = '' if encoding == 'bpe' else f' --encoding={encoding}'
+        sys.exit(f'{self.folder} is damaged: {why}. Prepare it again: python data.py {source}{option} --overwrite')
 
 
 def open_corpus(dataset):
@@ -410,7 +438,7 @@ def open_corpus(dataset):
 def vocab_size_of(dataset):
     """The vocabulary's size of a prepared corpus, or what our own BPE will give it."""
     path = ROOT / dataset / 'meta.json'
-    return json.loads(path.read_text())['vocab_size'] if path.exists() else 256 + MERGES + 1
+    return Corpus(dataset).meta['vocab_size'] if path.exists() else 256 + MERGES + 1
 
 
 def ids_at(tokens, index):
@@ -480,4 +508,7 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -8,8 +8,10 @@
 Knobs, set-up, the training step, evaluation, checkpoints, then the loop. Needs model, optim, data, configurator.
 """
 
+import atexit
 import codecs
 import contextlib
+import gc
 import hashlib
 import io
 import json
@@ -497,6 +499,7 @@ def open_run(c, out_dir, machine):
     corpus and holds the lock while the others wait."""
     if 'RANK' in os.environ:
         dist.init_process_group('nccl' if machine.device.type == 'cuda' else 'gloo')
+        atexit.register(leave_processes)
     first = not dist.is_initialized() or dist.get_rank() == 0
     lock = claim(c, out_dir) if first else None
     if not first:
@@ -505,6 +508,11 @@ def open_run(c, out_dir, machine):
     if first and dist.is_initialized():
         dist.barrier()
     return corpus, lock
+
+
+def leave_processes():
+    gc.collect()  # gloo aborts now and then at exit while a DistributedDataParallel, which is a cycle, is still there
+    dist.destroy_process_group()
 
 
 def train_or_exit(run, out_dir, machine, command):
@@ -536,6 +544,30 @@ def out_of_memory(c, machine):
     )
 
 
+def begin(run, out_dir, machine):
+    """Say what this run is, and take up its checkpoint where it is to be resumed."""
+    c, batches = run.c, run.batches
+    say(headline(c, run.corpus.meta['vocab_size']))
+    say(f'device: {machine.device}' + (f', {run.world} processes' if run.world > 1 else ''))
+    say(f'dtype: {str(machine.dtype).removeprefix("torch.")}' + (', compiled' if machine.compile else ''))
+    say(f'attention: {machine.attention} ({machine.reason})')
+    say(f'corpus: {c.dataset}, {len(batches.tokens):,} tokens, {batches.end_of_epoch(1):,} batches an epoch')
+    if c.init_from == 'resume':
+        run.restore(load_checkpoint(out_dir))
+        say(f'resumed at step {run.step} of {run.total}')
+
+
+def end(run, out_dir, command, files):
+    """Print what the model writes now, and how to go on."""
+    generator = torch.Generator(run.device).manual_seed(run.c.seed)
+    best = run.ema.module if run.ema else run.raw
+    print('\n', *stream_text(best, run.corpus.encoding, '', 200, top_k=50, generator=generator), '\n', sep='')
+    print(f'sample more: python sample.py --out_dir={out_dir}')
+    longer = f'--epochs={run.c.epochs + 1}' if run.c.max_iters is None else f'--max_iters={2 * run.c.max_iters}'
+    print(f'train on:    {command} --init_from=resume {longer}')
+    print(f'time it:     python bench.py {" ".join(files[:1])}')
+
+
 def main():
     c, files = configure([__file__], sys.argv[1:])
     check_knobs(c)
@@ -546,31 +578,18 @@ def main():
     out_dir = Path(c.out_dir or 'out/' + ('_'.join(Path(file).stem for file in files) or 'default'))
     corpus, lock = open_run(c, out_dir, machine)
     run = Run(c, corpus, machine)
-    say(headline(c, corpus.meta['vocab_size']))
-    say(f'device: {machine.device}' + (f', {run.world} processes' if run.world > 1 else ''))
-    say(f'dtype: {str(machine.dtype).removeprefix("torch.")}' + (', compiled' if machine.compile else ''))
-    say(f'attention: {machine.attention} ({machine.reason})')
-    say(f'corpus: {c.dataset}, {len(corpus.train):,} tokens, {run.batches.end_of_epoch(1):,} batches an epoch')
-    if c.init_from == 'resume':
-        run.restore(load_checkpoint(out_dir))
-        say(f'resumed at step {run.step} of {run.total}')
-
+    begin(run, out_dir, machine)
     words = [word for word in sys.argv[1:] if not word.startswith(('--init_from', '--overwrite'))]
     launcher = ['torchrun', f'--nproc_per_node={run.world}'] if run.world > 1 else ['python']
     command = shlex.join([*launcher, 'train.py', *words])
     train_or_exit(run, out_dir, machine, command)
     if run.rank == 0:
-        generator = torch.Generator(machine.device).manual_seed(c.seed)
-        best = run.ema.module if run.ema else run.raw
-        print('\n', *stream_text(best, corpus.encoding, '', 200, top_k=50, generator=generator), '\n', sep='')
-        print(f'sample more: python sample.py --out_dir={out_dir}')
-        print(f'train on:    {command} --init_from=resume --epochs={c.epochs + 1}')
-        print(f'time it:     python bench.py {" ".join(files[:1])}')
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    if lock:
+        end(run, out_dir, command, files)
         lock.close()
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:  # before the loop, which saves on Ctrl-C, or after it
+        sys.exit(130)

@@ -1,0 +1,293 @@
+"""Config files and flags: what is right is taken, what is wrong gets one line, and nothing is ever executed."""
+
+import ast
+import contextlib
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configurator import configure
+
+HOME = Path(__file__).parent.parent
+PROGRAM = '''
+"""A program."""
+import sys
+n_layer = 6  # blocks
+learning_rate = 1e-4  # the peak
+dataset = 'stdlib'  # a name
+compile: bool | None = None  # None: by itself
+out_dir: str | None = None  # where
+max_iters: int | None = None  # steps
+overwrite = False  # start over
+CONSTANT = 1  # no knob
+def main(): pass
+'''
+
+
+@pytest.fixture(autouse=True)
+def program(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('program.py').write_text(PROGRAM)
+
+
+def knobs(*arguments, config=None):
+    """The settings that these arguments give, and a config file of this content."""
+    if config is not None:
+        Path('c.py').write_bytes(config if isinstance(config, bytes) else config.encode())
+    return vars(configure(['program.py'], [*(['c.py'] if config is not None else []), *arguments])[0])
+
+
+@contextlib.contextmanager
+def exits(*words):
+    """The block ends in one line that names these words."""
+    with pytest.raises(SystemExit) as caught:
+        yield
+    assert isinstance(caught.value.code, str) and '\n' not in caught.value.code and len(caught.value.code) < 400
+    assert all(word in caught.value.code for word in words), caught.value.code
+
+
+DEFAULTS = {
+    'n_layer': 6,
+    'learning_rate': 1e-4,
+    'dataset': 'stdlib',
+    'compile': None,
+    'out_dir': None,
+    'max_iters': None,
+    'overwrite': False,
+}
+
+
+def test_defaults_and_order():
+    assert knobs() == DEFAULTS
+    Path('second.py').write_text('n_layer = 8\ndataset = "b"')
+    given = knobs('second.py', '--dataset=c', config='n_layer = 7\nlearning_rate = 1')
+    assert given == {**DEFAULTS, 'n_layer': 8, 'learning_rate': 1.0, 'dataset': 'c'}
+    assert configure(['program.py'], ['--n_layer=2', 'c.py', 'second.py'])[1] == ['c.py', 'second.py']
+    assert knobs('--n_layer=2', config='n_layer = 7')['n_layer'] == 2  # the command line wins wherever it stands
+
+
+@pytest.mark.parametrize(
+    'line, name, value',
+    [
+        ('n_layer = 2 * 3 + 4 // 2 - 1', 'n_layer', 7),
+        ('learning_rate = 6e-4 / 2', 'learning_rate', 3e-4),
+        ('learning_rate = 1', 'learning_rate', 1.0),
+        ('learning_rate = -1', 'learning_rate', -1.0),
+        ('compile = True', 'compile', True),
+        ('compile = None', 'compile', None),
+        ('max_iters = 5', 'max_iters', 5),
+        ('out_dir = "a=b"', 'out_dir', 'a=b'),
+        ('"""A docstring."""\n# a comment\n\nn_layer = 3  # why', 'n_layer', 3),
+    ],
+)
+def test_values_of_a_config_file(line, name, value):
+    for text in (line, line.replace('\n', '\r\n'), '\ufeff' + line):
+        given = knobs(config=text)
+        assert given == {**DEFAULTS, name: value} and type(given[name]) is type(value)
+
+
+@pytest.mark.parametrize(
+    'flag, name, value',
+    [
+        ('--n_layer=2*3', 'n_layer', 6),
+        ('--learning_rate=3e-4', 'learning_rate', 3e-4),
+        ('--learning_rate=3', 'learning_rate', 3.0),
+        ('--max_iters=None', 'max_iters', None),
+        ('--out_dir=None', 'out_dir', None),
+        ('--dataset=None', 'dataset', 'None'),  # this one takes text only
+        ('--dataset=5', 'dataset', '5'),
+        ('--dataset=', 'dataset', ''),
+        ('--dataset=a=b --c', 'dataset', 'a=b --c'),
+        ("--dataset=don't", 'dataset', "don't"),
+        ('--overwrite', 'overwrite', True),
+        ('--overwrite=False', 'overwrite', False),
+    ],
+)
+def test_values_of_a_flag(flag, name, value):
+    given = knobs(flag)
+    assert given[name] == value and type(given[name]) is type(value)
+
+
+@pytest.mark.parametrize(
+    'config, words',
+    [
+        ('\nn_layers = 3', ['c.py:2', "'n_layers'", 'did you mean n_layer?']),
+        ('zzz = 3', ['c.py:1', "'zzz'", '--help']),
+        ('n_layer = 3.0', ['c.py:1', '3.0', 'expected int']),
+        ('n_layer = True', ['True', 'expected int']),
+        ('overwrite = 1', ['expected bool']),
+        ('n_layer = None', ['None', 'expected int']),
+        ('max_iters = "5"', ["'5'", 'expected int or None']),
+        ('learning_rate = "fast"', ["'fast'", 'expected float']),
+        ('learning_rate = 1e999', ['inf', 'expected float']),
+        ('n_layer = 1 // 0', ['c.py:1', 'zero']),
+        ('learning_rate = 1e308 * -1e308', ['inf']),
+        ('n_layer = "a" * 9999999', ['no arithmetic']),
+        ('n_layer = 9 ** 9 ** 9', ['literal']),
+        ('n_layer = [1]', ['literal']),
+        ('n_layer = 1j', ['literal']),
+        ('n_layer = b"a"', ['literal']),
+        ('n_layer = n_layer', ['literal']),
+        ('n_layer = ...', ['literal']),
+        ('n_layer: int = 3', ['only assignments']),
+        ('n_layer = max_iters = 3', ['only assignments']),
+        ('n_layer, max_iters = 3, 4', ['only assignments']),
+        ('n_layer += 1', ['only assignments']),
+        ('dataset.x = 1', ['only assignments']),
+        ('n_layer = 3 3', ['c.py:1', 'not valid Python']),
+        ('n_layer = (', ['c.py:1', 'not valid Python']),
+        ('n_layer = 3\n  max_iters = 4', ['c.py:2', 'not valid Python']),
+        (b'n_layer = 3\0', ['c.py']),
+        (b'dataset = "\xe9"', ['c.py', 'utf-8']),
+        ('n_layer = ' + '9' * 5000, ['c.py']),
+        ('learning_rate = ' + '9' * 400, ['c.py:1']),
+        ('n_layer = ' + '(' * 5000 + '1' + ')' * 5000, ['c.py']),
+        ('n_layer = ' + '-' * 50_000 + '1', ['c.py']),
+        ('n_layer = 1' + ' + 1' * 50_000, ['c.py']),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else '',
+)
+def test_a_bad_config_file(config, words):
+    with exits('c.py', *words):
+        knobs(config=config)
+
+
+@pytest.mark.parametrize(
+    'flag, words',
+    [
+        ('--n_layers=3', ["'n_layers'", 'did you mean n_layer?']),
+        ('--n_layer', ['--n_layer=VALUE']),
+        ('--out_dir', ['--out_dir=VALUE']),
+        ('--n_layer=', ["''", 'expected int']),
+        ('--n_layer=three', ["'three'", 'expected int']),
+        ('--n_layer=3.5', ['3.5', 'expected int']),
+        ('--learning_rate=nan', ["'nan'", 'expected float']),
+        ('--overwrite=yes', ["'yes'", 'expected bool']),
+        ('--compile=1', ['expected bool or None']),
+        ('--CONSTANT=2', ["'CONSTANT'"]),
+        ('--sys=2', ["'sys'"]),
+        ('--', ["''"]),
+        ('-n_layer=3', ['did you mean n_layer?']),
+        ('--n_layer=__import__("os").abort()', ['expected int']),
+        ('--n_layer=' + '(' * 5000, ['expected int']),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else '',
+)
+def test_a_bad_flag(flag, words):
+    with exits(*words):
+        knobs(flag)
+
+
+def test_a_config_file_that_cannot_be_read():
+    Path('swiglu.py').write_text('')
+    Path('folder.py').mkdir()
+    Path('loop.py').symlink_to('loop.py')
+    with exits('swigl.py', 'no such config file', 'did you mean swiglu.py?'):
+        knobs('swigl.py')
+    with exits('nowhere/a.py', 'no such config file', 'no .py files'):
+        knobs('nowhere/a.py')
+    with exits('folder.py', 'directory'):
+        knobs('folder.py')
+    with exits('loop.py', 'symbolic links'):
+        knobs('loop.py')
+    with exits('--learning_rate=VALUE'):  # and not: there is no file 3e-4
+        knobs('--learning_rate', '3e-4')
+
+
+@pytest.mark.parametrize(
+    'code',
+    [
+        'import os\nos.mkdir("ran")',
+        '__import__("os").mkdir("ran")',
+        'n_layer = __import__("os").mkdir("ran")',
+        'n_layer = (lambda: __import__("os").mkdir("ran"))()',
+        'n_layer = 3 if __import__("os").mkdir("ran") else 4',
+        'n_layer = [__import__("os").mkdir("ran") for _ in "a"]',
+        'def f(x=__import__("os").mkdir("ran")): pass',
+        'class A:\n    __import__("os").mkdir("ran")',
+        "dataset = f\"{__import__('os').mkdir('ran')}\"",
+        'assert __import__("os").mkdir("ran")',
+        'n_layer: __import__("os").mkdir("ran") = 3',
+        'with open("ran", "w"): pass',
+        "exec(\"open('ran', 'w')\")",
+    ],
+)
+def test_no_code_of_a_config_runs(code):
+    with exits('c.py:1'):
+        knobs(config=code)
+    with exits('c.py:2'):
+        knobs(config='n_layer = 3\n' + code)
+    with contextlib.suppress(SystemExit):
+        knobs('--n_layer=' + code)
+    assert knobs('--dataset=' + code)['dataset'] == code
+    assert not Path('ran').exists()
+
+
+def test_help_lists_every_knob_with_default_and_comment():
+    for program in ('train.py', 'sample.py', 'bench.py'):
+        done = subprocess.run([sys.executable, HOME / program, '--help'], capture_output=True, text=True)
+        assert done.returncode == 0 and done.stderr == ''
+        shown = done.stdout.splitlines()
+        count = 0
+        for line in (HOME / program).read_text().splitlines():
+            name = line.split(' ')[0].rstrip(':')
+            if line[:1].islower() and name.isidentifier() and ' = ' in line and '#' in line:
+                default, comment = line.split(' = ', 1)[1].split('#', 1)
+                default = ast.literal_eval(default.strip())
+                row = next(row for row in shown if row.startswith(f'  --{name}='))
+                assert row.startswith(f'  --{name}={default}') and row.endswith(comment.strip()), row
+                count += 1
+        assert count >= 4
+
+
+@pytest.mark.parametrize('path', sorted(HOME.glob('config/*.py')), ids=lambda path: path.stem)
+def test_the_configs_parse(path):
+    c, files = configure([HOME / 'train.py'], [str(path)])
+    namespace = {}
+    exec(path.read_text(), namespace)  # ours is a subset of Python: Python itself reads the same values
+    for name, value in namespace.items():
+        assert name == '__builtins__' or getattr(c, name) == value
+    assert files == [str(path)]
+
+
+def test_2000_random_configs_and_command_lines():
+    """Each is taken or refused in one line: no traceback, no hang."""
+    rng = random.Random(17)
+    words = ['n_layer', 'learning_rate', 'dataset', 'compile', 'max_iters', 'overwrite', 'nlayer', 'x', 'import os']
+    bits = [
+        *'10-+*/()[]"\'=,:;.#\\ \t\n\0é\ufeff',
+        '1e-4',
+        '**',
+        '"a"',
+        'None',
+        'True',
+        'f"',
+        'b""',
+        'lambda: ',
+        '9' * 99,
+    ]
+
+    def phrase():
+        return ''.join(rng.choice(bits) for _ in range(rng.randint(0, 6)))
+
+    outcomes = set()
+    for _ in range(2000):
+        lines = [rng.choice(words) + rng.choice([' = ', '=', '']) + phrase() for _ in range(rng.randint(0, 3))]
+        flags = [
+            rng.choice(['--', '--', '-']) + rng.choice(words) + rng.choice(['=', '']) + phrase()
+            for _ in range(rng.randint(0, 2))
+        ]
+        try:
+            given = knobs(*flags, config=rng.choice(['\n', '\n', '\r\n', ';']).join(lines))
+            assert given.keys() == DEFAULTS.keys()
+            assert type(given['n_layer']) is int and type(given['learning_rate']) is float
+            assert type(given['dataset']) is str and type(given['overwrite']) is bool
+            assert type(given['max_iters']) in (int, type(None)) and given['compile'] in (True, False, None)
+            outcomes.add('taken')
+        except SystemExit as error:
+            assert isinstance(error.code, str) and '\n' not in error.code and len(error.code) < 400
+            outcomes.add('refused')
+    assert outcomes == {'taken', 'refused'}
