@@ -94,7 +94,7 @@ def documents(path):
     elif tarfile.is_tarfile(path):
         with tarfile.open(path) as archive:
             members = [m for m in bounded(archive, path) if m.isfile() and visible(m.name)]
-            # tarfile takes a damaged header for the end, and gzip and xz compare their checksums at the very end
+            # tarfile takes a header of zeros for the end, and gzip and xz compare their checksums at the very end
             while rest := archive.fileobj.read(PIECE):
                 if rest.strip(b'\0'):
                     raise tarfile.ReadError('the archive goes on after its end: it is damaged')

@@ -327,9 +327,8 @@ def archive_of(path, names, root='texts'):
             for name in names:
                 archive.write(f'{root}/{name}', name)
     else:
-        with tarfile.open(
-            path, f'w:{path.split(".")[-1]}', **({'compresslevel': 0} if path.endswith('gz') else {})
-        ) as archive:
+        mode = path.split('.')[-1].replace('tar', '')
+        with tarfile.open(path, f'w:{mode}', **({'compresslevel': 0} if mode == 'gz' else {})) as archive:
             for name in names:
                 archive.add(f'{root}/{name}', name)
     return Path(path)
@@ -420,7 +419,7 @@ def hostile_tar(path, outside):
             archive.add('good.txt', name)
         for name, kind in (('soft', tarfile.SYMTYPE), ('hard', tarfile.LNKTYPE), ('dev', tarfile.CHRTYPE)):
             member = tarfile.TarInfo(name)
-            member.type, member.linkname = kind, str(outside / 'secret.txt')
+            member.type, member.linkname, member.size = kind, str(outside / 'secret.txt'), 9  # a size, which is a lie
             archive.addfile(member)
 
 
@@ -473,6 +472,18 @@ def test_a_damaged_archive(kind):
             write(f'bad.{kind}', raw)
             with exits(f'bad.{kind}'):
                 data.prepare(f'bad.{kind}')
+    assert nothing_is_left()
+
+
+def test_a_tar_with_a_header_of_zeros():
+    """tarfile takes it for the archive's end, and would leave out what follows."""
+    folder_of_texts()
+    raw = bytearray(archive_of('bad.tar', ['part0/0.txt', 'part1/1.txt', 'part2/2.txt']).read_bytes())
+    header = raw.rindex(b'././@PaxHeader')  # the last member's first block
+    raw[header : header + 512] = bytes(512)
+    write('bad.tar', raw)
+    with exits('bad.tar', 'goes on after its end'):
+        data.prepare('bad.tar')
     assert nothing_is_left()
 
 
