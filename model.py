@@ -147,8 +147,9 @@ class Attention(nn.Module):
     def forward(self, x, rotary=None, cache=None):
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, H, D)
-        qk, v = qkv[:, :, :2], qkv[:, :, 2]
+        qk, v = qkv.split((2, 1), dim=2)  # in backward one copy, where slices would add up tensors of zeros
         q, k = (qk if rotary is None else rotate(qk, *rotary)).unbind(2)  # (B, T, H, D) each
+        v = v.squeeze(2)
         if cache is not None:
             k, v = cache.extend(self, k, v)
         # the kernels are functions and do not know model.eval(): forgetting this keeps dropout on in validation,
