@@ -1,0 +1,328 @@
+"""Run the ladder, row after row, and make README.md's tables and pictures from what came out.
+
+    python ladder.py                                   the log's fifteen rows
+    python ladder.py config/swiglu.py --seeds=1,2,3    some rows, several seeds each
+    python ladder.py --puzzle                          the log's broken dropout, tried on the finished rows 4 and 5
+    python ladder.py --report                          the tables and pictures of all that is in results/
+
+Any of train.py's knobs may follow, and holds for all rows. Each row is trained by train.py, in a folder of its own.
+The same command again goes on: finished rows are skipped, a row that was stopped is taken up at its last checkpoint.
+A row that fails is reported at the end, and stops no other.
+"""
+
+import datetime
+import itertools
+import json
+import os
+import shlex
+import signal
+import statistics
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+import train
+from bench import commit, device_name
+from configurator import configure
+from data import open_corpus
+from model import Attention
+
+seeds = '1'  # of each row, with commas between them
+learning_rate_scale = 1.0  # multiplies the rows' learning rates, but for SGD's: a short run needs a higher one
+puzzle = False  # evaluate rows 4 and 5 with dropout left on, instead of training
+report = False  # make the tables and pictures, instead of training
+
+# row: (what changes, the log's validation losses after epochs 1, 2, 3)
+LOG = {
+    'sgd': ('the PyTorch model, SGD at 5.0, dropout 0.2', '3.03 3.02 2.96'),
+    'adam': ('Adam at 1e-4', '2.87 2.87 2.86'),
+    'cosine': ('cosine learning-rate schedule', '2.87 2.86 2.85'),
+    'flash': ('the flash model: pre-norm, GELU, rotary', '3.18 3.18 3.14'),
+    'weight_decay': ('weight decay 0.1 in place of dropout', '2.69 2.66 2.64'),
+    'dropout_weight_decay': ('both', 'between the two'),
+    'ema': ('row 5, moving average of the weights', '2.66 2.63 2.62'),
+    'swiglu': ('row 5 with SwiGLU', '2.60 2.58 2.56'),
+    'deep': ('row 5 with 8 layers', '2.62 2.59'),
+    'wide': ('row 5 with 5 layers, d_ff 512', '2.61'),
+    'swiglu_18': ('row 8 with 18 layers, 256 / 768 wide', '2.32'),
+    'warmup': ('row 8 with warmup', '2.59 2.57 2.56'),
+    'learning_rate': ('row 12 at 3e-4', '2.59 2.57 2.54'),
+    'swiglu_23': ('row 13 with 23 layers, 512 / 2048 wide', '2.23'),
+    'learned': ('row 13 with learned positions', '2.58 2.55 2.53'),
+}
+RESULTS, README = Path(__file__).parent / 'results', Path(__file__).parent / 'README.md'
+PALETTE = '#0072b2 #d55e00 #009e73 #cc79a7 #56b4e9 #e69f00 #000000'.split()  # Okabe and Ito's, for all eyes
+
+
+# ---- running -------------------------------------------------------------------------------------------------------
+
+
+def overrides(arguments):
+    """The arguments that are train.py's knobs: they hold for all rows and say what the numbers are numbers of."""
+    own = ('--seeds', '--learning_rate_scale', '--puzzle', '--report')
+    return [a for a in arguments if a.startswith('-') and not a.startswith(own)]
+
+
+def run_row(config, seed, scale, flags, folder):
+    """Train one row by train.py; returns whether it was finished. Ctrl-C lets it save, then ends this program too."""
+    c, _ = configure([train.__file__], [config, *flags])
+    knobs = [*flags, f'--seed={seed}', f'--out_dir={folder}']
+    if c.optimizer != 'sgd' and scale != 1:
+        knobs.append(f'--learning_rate={c.learning_rate * scale:.6g}')
+    if any((folder / name).exists() for name in ('ckpt.pt', 'ckpt_prev.pt')):
+        knobs.append('--init_from=resume')
+    torch.compiler.reset()  # it compiles the same code only so many times, and the rows share theirs
+    sys.argv = ['train.py', config, *knobs]
+    try:
+        train.main()
+    except SystemExit as stop:
+        if stop.code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            raise
+        print(stop.code, file=sys.stderr)
+        return False
+    return True
+
+
+def measured(row, seed, folder):
+    """A finished row's numbers, from its metrics.jsonl."""
+    lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    evaluations = [line for line in lines if 'val_loss' in line]
+    times = [line['ms_per_batch'] for line in lines if 'ms_per_batch' in line]
+    return {
+        'row': row,
+        'seed': seed,
+        'ms_per_batch': statistics.median(times) if times else None,
+        'evaluations': evaluations,
+    }
+
+
+def place(c):
+    """The corpus, the device, and the file of results that belongs to both."""
+    corpus, device = open_corpus(c.dataset), train.choose_machine(c).device
+    return corpus, device, RESULTS / f'ladder_{corpus.folder.name}_{device.type}.json'
+
+
+def write(path, results):
+    new = path.with_suffix('.new')
+    new.write_text(json.dumps(results, indent=1) + '\n')
+    os.replace(new, path)
+
+
+def run_ladder(c, configs, flags):
+    """Train the rows that path does not hold yet, writing it after each."""
+    if not all(seed.isdigit() for seed in c.seeds.split(',')):
+        sys.exit(f'seeds is {c.seeds!r}, expected whole numbers with commas between them: --seeds=1,2,3')
+    corpus, device, path = place(c)
+    setup = {
+        'command': shlex.join(['python', 'ladder.py', *sys.argv[1:]]),
+        'knobs': flags,
+        'learning_rate_scale': c.learning_rate_scale,
+        'corpus': {side: corpus.meta[side]['tokens'] for side in ('train', 'val')},
+    }
+    results = json.loads(path.read_text()) if path.exists() else {**setup, 'rows': []}
+    for key in ('knobs', 'learning_rate_scale', 'corpus'):
+        if results[key] != setup[key]:
+            sys.exit(f'{path} holds rows with {key} {results[key]}, now {setup[key]}: move it away to start another.')
+    done = {(row['row'], row['seed']) for row in results['rows']}
+    wanted = [(config, int(seed)) for seed in c.seeds.split(',') for config in configs]
+    todo = [(config, seed) for config, seed in wanted if (Path(config).stem, seed) not in done]
+    failed, start = [], time.monotonic()
+    RESULTS.mkdir(exist_ok=True)
+    for i, (config, seed) in enumerate(todo):
+        row = Path(config).stem
+        left = f'about {(time.monotonic() - start) / i * (len(todo) - i) / 60:.0f} minutes left' if i else ''
+        print(f'\n==== {row}, seed {seed}: {i + 1} of {len(todo)} {left}', flush=True)
+        folder = Path('out', path.stem, f'{row}_{seed}')
+        if not run_row(config, seed, c.learning_rate_scale, flags, folder):
+            failed.append(f'{row} (seed {seed})')
+            continue
+        about = {'device': device_name(device), 'torch': torch.__version__, 'commit': commit(),
+                 'date': datetime.date.today().isoformat()}  # fmt: skip
+        results['rows'].append({**measured(row, seed, folder), **about})
+        write(path, results)
+    print(f'\n{path}: {len(results["rows"])} rows' + (f'; failed: {", ".join(failed)}' if failed else ''))
+    sys.exit(1 if failed else 0)
+
+
+# ---- the log's dropout puzzle --------------------------------------------------------------------------------------
+# "Its training loss is better (2.79 against 2.91) and its validation loss far worse (3.18 against 2.87): my guess is
+# that the dropout is broken." Which break would look like this?
+
+
+class LeftOn(nn.Module):
+    """A model of which the modules of some kinds stay in training mode when it is told to evaluate: the bug."""
+
+    def __init__(self, model, kinds):
+        super().__init__()
+        self.model, self.kinds = model, kinds
+
+    def eval(self):
+        self.model.eval()
+        for module in self.model.modules():
+            module.training = isinstance(module, self.kinds)
+
+    def forward(self, idx, targets):
+        return self.model(idx, targets)
+
+
+def solve_puzzle(c):
+    """Evaluate row 4, trained with dropout, and row 5, trained without, with dropout 0.2 left on in places."""
+    corpus, _, path = place(c)
+    beginning = SimpleNamespace(train=corpus.train, val=corpus.train[: len(corpus.val)], meta=corpus.meta)
+    found = []
+    for row in ('flash', 'weight_decay'):
+        folder = Path('out', path.stem, f'{row}_{c.seeds.split(",")[0]}')
+        saved = train.load_checkpoint(folder)
+        knobs = SimpleNamespace(**{**saved['knobs'], 'dropout': 0.2})
+        run = train.Run(knobs, corpus, train.choose_machine(c))
+        run.raw.load_state_dict(saved['model'])
+        for name, kinds in (('off', ()), ('left on in attention', Attention), ('left on', (Attention, nn.Dropout))):
+            losses = {}
+            for side, run.corpus in (('train', beginning), ('val', corpus)):
+                torch.manual_seed(c.seed)
+                losses[side] = run.evaluate(LeftOn(run.raw, kinds))
+            found.append({'row': row, 'evaluated': name, **losses})
+            print(found[-1], flush=True)
+    write(RESULTS / path.name.replace('ladder', 'dropout'), found)
+
+
+def puzzle_table(found):
+    """The README's table of the puzzle."""
+    trained = {'flash': 'dropout 0.2', 'weight_decay': 'no dropout'}
+    lines = [
+        '| trained with | dropout in evaluation | loss on training text | on validation text |',
+        '|---|---|---|---|',
+    ]
+    for case in found:
+        cells = trained[case['row']], case['evaluated'], f'{case["train"]:.2f}', f'{case["val"]:.2f}'
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+# ---- reporting -----------------------------------------------------------------------------------------------------
+
+
+def epochs_of(run):
+    """The evaluations at the ends of epochs, which are whole numbers, and the last one."""
+    evaluations = run['evaluations']
+    return [e for e in evaluations if e is evaluations[-1] or e['epoch'] == int(e['epoch'])]
+
+
+def mean_sd(values, digits):
+    text = f'{statistics.mean(values):.{digits}f}'
+    return text if len(values) < 2 else f'{text} ± {statistics.stdev(values):.{digits}f}'
+
+
+def runs_by_row(results):
+    rows = {name: [run for run in results['rows'] if run['row'] == name] for name in LOG}
+    return {name: runs for name, runs in rows.items() if runs}
+
+
+def table(results):
+    """The README's table of one results file: the log's losses beside ours, mean ± sd over the seeds."""
+    lines = ['| # | config | the log | ours | training | bits per byte | ms/batch |', '|---|---|---|---|---|---|---|']
+    for name, runs in runs_by_row(results).items():
+        ends = list(zip(*map(epochs_of, runs), strict=True))
+        losses = ', '.join(mean_sd([e['val_loss'] for e in end], 2) for end in ends)
+        if ends[-1][0]['ema_loss'] is not None:
+            losses += f' (average: {mean_sd([e["ema_loss"] for e in ends[-1]], 2)})'
+        last = [
+            mean_sd([e[key] for e in ends[-1]], digits) for key, digits in (('train_loss', 2), ('bits_per_byte', 3))
+        ]
+        ms = f'{statistics.median(run["ms_per_batch"] for run in runs):.0f}'
+        cells = [list(LOG).index(name) + 1, f'`{name}`', LOG[name][1].replace(' ', ', '), losses, *last, ms]
+        lines.append('| ' + ' | '.join(map(str, cells)) + ' |')
+    return '\n'.join(lines)
+
+
+def spread(values, gap):
+    """The values moved apart, in their order, until neighbours are at least a gap apart: for labels."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    placed = list(values)
+    for before, after in itertools.pairwise(order):
+        placed[after] = max(placed[after], placed[before] + gap)
+    return placed
+
+
+def draw_losses(results, path):
+    """Validation loss by epoch, a line a row, mean over seeds, named at its end."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 5.5), layout='constrained')
+    rows = runs_by_row(results)
+    curves = {}
+    for name, runs in rows.items():
+        points = zip(*(run['evaluations'] for run in runs), strict=True)
+        curves[name] = [(p[0]['epoch'], statistics.mean(e['val_loss'] for e in p)) for p in points]
+    ends = [curve[-1][1] for curve in curves.values()]
+    low, high = min(ends), max(curve[0][1] for curve in curves.values())
+    labels = spread(ends, (high - low) / 30)
+    for i, ((name, curve), at) in enumerate(zip(curves.items(), labels, strict=True)):
+        style = {'color': PALETTE[i % len(PALETTE)], 'linestyle': '-' if i < len(PALETTE) else '--'}
+        axes.plot(*zip(*curve, strict=True), marker='o', markersize=3, **style)
+        axes.annotate(f'{name} {curve[-1][1]:.2f}', curve[-1], (1.02, at), textcoords=('axes fraction', 'data'),
+                      color=style['color'], va='center', annotation_clip=False)  # fmt: skip
+    axes.set(xlabel='epoch', ylabel='validation loss (nats per token)')
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150, facecolor='white')
+    plt.close(figure)
+
+
+def draw_speed(results, path):
+    """Milliseconds a batch, a bar a row."""
+    import matplotlib.pyplot as plt
+
+    rows = runs_by_row(results)
+    times = [statistics.median(run['ms_per_batch'] for run in runs) for runs in rows.values()]
+    figure, axes = plt.subplots(figsize=(9, 0.32 * len(rows) + 1), layout='constrained')
+    axes.bar_label(axes.barh(list(rows), times, color=PALETTE[0]), fmt='%.0f', padding=3)
+    axes.set(xlabel='ms/batch')
+    axes.invert_yaxis()
+    axes.spines[['top', 'right']].set_visible(False)
+    figure.savefig(path, dpi=150, facecolor='white')
+    plt.close(figure)
+
+
+def replace_between(text, name, new):
+    """The text with what stands between <!-- name --> and <!-- /name --> replaced."""
+    begin, end = f'<!-- {name} -->', f'<!-- /{name} -->'
+    if begin not in text or end not in text:
+        sys.exit(f'README.md has no {begin} … {end}: add the two lines where the table belongs.')
+    before, after = text.split(begin)[0], text.split(end)[1]
+    return f'{before}{begin}\n{new}\n{end}{after}'
+
+
+def make_report():
+    text = README.read_text()
+    for path in sorted(RESULTS.glob('ladder_*.json')):
+        results = json.loads(path.read_text())
+        text = replace_between(text, path.stem, table(results))
+        draw_losses(results, path.with_suffix('.png'))
+        draw_speed(results, RESULTS / f'speed_{path.stem.removeprefix("ladder_")}.png')
+        print(f'{path.stem}: table in README.md, pictures in {RESULTS}')
+    for path in sorted(RESULTS.glob('dropout_*.json')):
+        text = replace_between(text, path.stem, puzzle_table(json.loads(path.read_text())))
+    README.write_text(text)
+
+
+def main():
+    c, files = configure([__file__, train.__file__], sys.argv[1:])
+    if c.report:
+        make_report()
+    elif c.puzzle:
+        solve_puzzle(c)
+    else:
+        rows = files or [f'{Path(__file__).parent}/config/{row}.py' for row in LOG]
+        run_ladder(c, rows, overrides(sys.argv[1:]))
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

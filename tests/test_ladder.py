@@ -1,0 +1,138 @@
+"""The ladder on two rows of two layers: finished rows are skipped, a stopped one goes on, a failing one stops none."""
+
+import json
+import signal
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPO, SMALL
+
+import ladder
+import train
+
+FLAGS = [*SMALL, '--dataset=tiny', '--max_iters=12', '--eval_interval=4']
+
+
+@pytest.fixture
+def climb(workplace, tmp_path, monkeypatch, capsys):
+    """climb('row', '--knob=value') runs the ladder; returns its exit code, the results and what was printed."""
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(ladder, 'RESULTS', tmp_path)
+    monkeypatch.setattr(train, 'catch_signals', list)  # pytest's own handlers stay
+
+    def main(*arguments):
+        rows = [a if a.endswith('.py') or a.startswith('-') else f'{REPO}/config/{a}.py' for a in arguments]
+        monkeypatch.setattr(sys, 'argv', ['ladder.py', *rows, *FLAGS])
+        with pytest.raises(SystemExit) as ended:
+            ladder.main()
+        path = tmp_path / 'ladder_tiny_cpu.json'
+        out, err = capsys.readouterr()
+        return ended.value.code, json.loads(path.read_text()) if path.exists() else None, out + err
+
+    yield main
+
+
+def rows_of(results):
+    return [(run['row'], run['seed']) for run in results['rows']]
+
+
+def test_rows_are_trained_once_and_their_numbers_kept(climb):
+    code, results, _ = climb('swiglu', 'ema', '--seeds=1,2')
+    assert code == 0 and rows_of(results) == [('swiglu', 1), ('ema', 1), ('swiglu', 2), ('ema', 2)]
+    for run in results['rows']:
+        lines = Path(f'out/ladder_tiny_cpu/{run["row"]}_{run["seed"]}/metrics.jsonl').read_text().splitlines()
+        assert run['evaluations'] == [json.loads(line) for line in lines if 'val_loss' in line]
+        assert [e['step'] for e in run['evaluations']] == [4, 8, 12]
+        assert run['ms_per_batch'] > 0 and run['torch'] and run['device']
+    code, again, printed = climb('swiglu', 'ema', '--seeds=1,2')
+    assert code == 0 and again == results and '====' not in printed
+    code, _, printed = climb('swiglu', '--n_layer=1')
+    assert 'move it away' in code and '--n_layer=1' in code
+
+
+def test_a_row_that_fails_stops_no_other(climb, tmp_path):
+    bad = tmp_path / 'bad.py'
+    bad.write_text('min_lr = -1.0')
+    code, results, printed = climb(str(bad), 'warmup')
+    assert code == 1 and rows_of(results) == [('warmup', 1)]
+    assert 'min_lr is -1.0' in printed and 'failed: bad (seed 1)' in printed
+    assert "seeds is '1,x'" in climb('swiglu', '--seeds=1,x')[0]
+
+
+def test_a_row_that_was_stopped_goes_on(climb, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, 'signal', lambda run, caught: signal.SIGINT * (run.step == 6))
+        code, results, _ = climb('deep')
+        assert code == 128 + signal.SIGINT and results is None
+    code, results, printed = climb('deep')
+    assert code == 0 and rows_of(results) == [('deep', 1)] and 'resumed at step 6 of 12' in printed
+    assert [e['step'] for e in results['rows'][0]['evaluations']] == [4, 8, 12]
+
+
+def test_learning_rates_are_scaled_but_for_sgd(climb):
+    climb('adam', 'sgd', '--learning_rate_scale=10', '--seeds=4')
+    rates = [train.load_checkpoint(Path(f'out/ladder_tiny_cpu/{row}_4'))['knobs'] for row in ('adam', 'sgd')]
+    assert [knobs['learning_rate'] for knobs in rates] == [0.1, 0.01]  # the test's own 0.01 holds for both rows
+
+
+def test_the_puzzle_leaves_dropout_on_where_it_says(climb, tmp_path, monkeypatch):
+    _, results, _ = climb('flash', 'weight_decay', '--seeds=5')
+    climb_again = ['ladder.py', '--puzzle', '--seeds=5', *FLAGS]
+    monkeypatch.setattr(sys, 'argv', climb_again)
+    ladder.main()
+    found = json.loads((tmp_path / 'dropout_tiny_cpu.json').read_text())
+    assert len(found) == 6 and len({case['val'] for case in found}) == 6
+    for run, case in zip(results['rows'], found[::3], strict=True):
+        assert case['row'] == run['row'] and case['evaluated'] == 'off'
+        assert case['val'] == pytest.approx(run['evaluations'][-1]['val_loss'], abs=1e-5)
+    assert ladder.puzzle_table(found).count('\n') == 7
+
+
+def run_of(row, seed, losses, ema=None):
+    evaluations = [
+        {'epoch': epoch, 'val_loss': loss, 'ema_loss': ema, 'train_loss': loss - 1, 'bits_per_byte': loss / 4}
+        for epoch, loss in losses
+    ]
+    return {'row': row, 'seed': seed, 'ms_per_batch': 10.0 * seed, 'evaluations': evaluations}
+
+
+def test_the_table_says_mean_and_spread():
+    results = {'rows': [run_of('learned', 1, [(0.5, 9.0), (1, 3.0), (2, 2.0)]),
+                        run_of('learned', 3, [(0.5, 9.0), (1, 4.0), (2, 2.5)]),
+                        run_of('ema', 1, [(1, 3.0)], ema=2.9)]}  # fmt: skip
+    last = statistics.stdev([2.0, 2.5])
+    ema, learned = ladder.table(results).splitlines()[2:]
+    assert ema == '| 7 | `ema` | 2.66, 2.63, 2.62 | 3.00 (average: 2.90) | 2.00 | 0.750 | 10 |'
+    assert learned == ('| 15 | `learned` | 2.58, 2.55, 2.53 | 3.50 ± 0.71, 2.25 ± '
+                       f'{last:.2f} | 1.25 ± {last:.2f} | 0.562 ± 0.088 | 20 |')  # fmt: skip
+
+
+def test_the_report_rewrites_the_readme(tmp_path, monkeypatch):
+    results = {'rows': [run_of(row, 1, [(1, 3.0 - i / 50), (2, 2.9 - i / 50)]) for i, row in enumerate(ladder.LOG)]}
+    monkeypatch.setattr(ladder, 'RESULTS', tmp_path)
+    monkeypatch.setattr(ladder, 'README', tmp_path / 'README.md')
+    (tmp_path / 'ladder_x_cpu.json').write_text(json.dumps(results))
+    (tmp_path / 'README.md').write_text('before\n<!-- ladder_x_cpu -->\nold\n<!-- /ladder_x_cpu -->\nafter\n')
+    ladder.make_report()
+    assert (tmp_path / 'README.md').read_text() == (
+        f'before\n<!-- ladder_x_cpu -->\n{ladder.table(results)}\n<!-- /ladder_x_cpu -->\nafter\n'
+    )
+    assert (tmp_path / 'ladder_x_cpu.png').stat().st_size > 10_000 < (tmp_path / 'speed_x_cpu.png').stat().st_size
+    (tmp_path / 'README.md').write_text('nothing\n')
+    with pytest.raises(SystemExit, match='has no <!-- ladder_x_cpu -->'):
+        ladder.make_report()
+
+
+def test_labels_keep_their_distance():
+    placed = ladder.spread([3.0, 1.0, 1.01, 1.02, 2.0], 0.1)
+    assert placed == pytest.approx([3.0, 1.0, 1.1, 1.2, 2.0])
+
+
+def test_the_readme_says_what_the_results_hold():
+    readme = (Path(REPO) / 'README.md').read_text()
+    for path in Path(REPO).glob('results/ladder_*.json'):
+        assert f'<!-- {path.stem} -->\n{ladder.table(json.loads(path.read_text()))}\n<!--' in readme
+    for path in Path(REPO).glob('results/dropout_*.json'):
+        assert f'<!-- {path.stem} -->\n{ladder.puzzle_table(json.loads(path.read_text()))}\n<!--' in readme
