@@ -583,15 +583,15 @@ def main():
     machine = choose_machine(c)
     out_dir = Path(c.out_dir or 'out/' + ('_'.join(Path(file).stem for file in files) or 'default'))
     corpus, lock = open_run(c, out_dir, machine)
-    run = Run(c, corpus, machine)
-    begin(run, out_dir, machine)
-    words = [word for word in sys.argv[1:] if not word.startswith(('--init_from', '--overwrite'))]
-    launcher = ['torchrun', f'--nproc_per_node={run.world}'] if run.world > 1 else ['python']
-    command = shlex.join([*launcher, 'train.py', *words])
-    train_or_exit(run, out_dir, machine, command)
-    if run.rank == 0:
-        end(run, out_dir, command, files)
-        lock.close()
+    with lock or contextlib.nullcontext():
+        run = Run(c, corpus, machine)
+        begin(run, out_dir, machine)
+        words = [word for word in sys.argv[1:] if not word.startswith(('--init_from', '--overwrite'))]
+        launcher = ['torchrun', f'--nproc_per_node={run.world}'] if run.world > 1 else ['python']
+        command = shlex.join([*launcher, 'train.py', *words])
+        train_or_exit(run, out_dir, machine, command)
+        if run.rank == 0:
+            end(run, out_dir, command, files)
 
 
 if __name__ == '__main__':
