@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -302,3 +303,15 @@ def test_bench_refuses(workplace, monkeypatch):
     for flag, words in (('--compare=speed', "compare is 'speed'"), ('--device=gpu', "device is 'gpu'")):
         with pytest.raises(SystemExit, match=words):
             main(monkeypatch, bench, *BENCH, flag)
+
+
+@pytest.mark.skipif(not shutil.which('g++'), reason='torch.compile needs a C++ compiler')
+def test_a_compiled_run_follows_the_plain_one(run):
+    losses = []
+    for compiled in (False, True):
+        printed = run(f'--out_dir=out/compiled_{compiled}', f'--compile={compiled}', '--max_iters=50')
+        assert ('float32, compiled' in printed) == compiled
+        lines = map(json.loads, open(f'out/compiled_{compiled}/metrics.jsonl'))
+        losses.append([line['loss'] for line in lines if 'loss' in line])
+    assert len(losses[0]) == 10 and losses[0][-1] < losses[0][0]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
