@@ -562,12 +562,8 @@ def end(run, out_dir, command, files):
     """Print what the model writes now, and how to go on."""
     generator = torch.Generator(run.device).manual_seed(run.c.seed)
     best = run.ema.module if run.ema else run.raw
-    print(
-        '\n',
-        *stream_text(best, run.corpus.encoding, '', 200, temperature=0.8, top_k=50, generator=generator),
-        '\n',
-        sep='',
-    )
+    text = stream_text(best, run.corpus.encoding, '', 200, temperature=0.8, top_k=50, generator=generator)
+    print('\n', *text, '\n', sep='')
     print(f'sample more: python sample.py --out_dir={out_dir}')
     longer = f'--epochs={run.c.epochs + 1}' if run.c.max_iters is None else f'--max_iters={2 * run.c.max_iters}'
     print(f'train on:    {command} --init_from=resume {longer}')
