@@ -3,35 +3,80 @@
 Needs torch alone; the optimizers and the averaging are torch.optim's own.
 """
 
+import functools
 import math
 
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-OPTIMIZERS = {'sgd': torch.optim.SGD, 'adam': torch.optim.Adam, 'adamw': torch.optim.AdamW}
 SCHEDULES = ('constant', 'cosine')
+BLOCKS = ('blocks.', 'encoder.')  # what the names of the blocks' parameters begin with, in either model
 
 
 def parameter_groups(model, weight_decay):
-    """Two groups that hold every trainable parameter once: matrices, which decay, and vectors, which do not.
+    """Three groups that hold every trainable parameter once: the blocks' matrices and the tables outside of them
+    (embeddings, positions, head), which decay, and vectors, which do not.
 
     Shrinking a matrix limits what it can memorise; a bias or a LayerNorm's scale near 0 only harms.
     """
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    matrices = {name: p for name, p in params.items() if p.dim() == 2}
+    matrices = {name: p for name, p in params.items() if p.dim() == 2 and name.startswith(BLOCKS)}
+    tables = {name: p for name, p in params.items() if p.dim() == 2 and name not in matrices}
     vectors = {name: p for name, p in params.items() if p.dim() == 1}
-    strays = params.keys() - matrices.keys() - vectors.keys()
+    strays = params.keys() - matrices.keys() - tables.keys() - vectors.keys()
     assert not strays, f'neither matrix nor vector, so in no group: {sorted(strays)}'
-    return [
-        {'params': list(matrices.values()), 'weight_decay': weight_decay},
-        {'params': list(vectors.values()), 'weight_decay': 0.0},
-    ]
+    decays = ((matrices, weight_decay), (tables, weight_decay), (vectors, 0.0))
+    return [{'params': list(group.values()), 'weight_decay': decay} for group, decay in decays]
+
+
+class MuonAdamW:
+    """Muon for the blocks' matrices, AdamW for the rest, with the methods of one torch optimizer.
+
+    Muon (Jordan et al., 2024) steps by the momentum with all its singular values set to about 1: Adam's step is mostly
+    the few directions that most of the text agrees on, Muon's moves the rare ones as far. Tables have no directions to
+    share, only rows. 'match_rms_adamw' makes the step as large as AdamW's, so both take one learning rate (Liu et al.,
+    2025).
+    """
+
+    def __init__(self, groups, lr):
+        matrices, *rest = groups
+        self.parts = (
+            torch.optim.Muon([matrices], lr=lr, momentum=0.95, adjust_lr_fn='match_rms_adamw'),
+            torch.optim.AdamW(rest, lr=lr, fused=True),
+        )
+
+    @property
+    def param_groups(self):
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self):
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self):
+        for part in self.parts:
+            part.zero_grad()
+
+    def state_dict(self):
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, states):
+        for part, state in zip(self.parts, states, strict=True):
+            part.load_state_dict(state)
+
+
+OPTIMIZERS = {  # fused: one kernel updates all tensors
+    'sgd': functools.partial(torch.optim.SGD, fused=True),
+    'adam': functools.partial(torch.optim.Adam, fused=True),
+    'adamw': functools.partial(torch.optim.AdamW, fused=True),
+    'muon': MuonAdamW,
+}
 
 
 def create_optimizer(model, optimizer, learning_rate, weight_decay):
     """One of OPTIMIZERS over the model's parameter groups. Decay is decoupled from the gradient in 'adamw'
-    (Loshchilov and Hutter, 2017) and added to it in 'adam' and 'sgd'. fused: one kernel updates all tensors."""
-    return OPTIMIZERS[optimizer](parameter_groups(model, weight_decay), lr=learning_rate, fused=True)
+    (Loshchilov and Hutter, 2017) and 'muon', and added to it in 'adam' and 'sgd'."""
+    return OPTIMIZERS[optimizer](parameter_groups(model, weight_decay), lr=learning_rate)
 
 
 def learning_rate_at(step, *, peak, schedule, warmup_iters, total, min_lr):

@@ -67,7 +67,7 @@ position = 'rotary'  # 'rotary' or 'learned'
 dropout = 0.0  # share of activations set to 0 in training
 attention = 'auto'  # 'flash' (the flash-attn package), 'sdpa', 'naive', or 'auto': the fastest that runs here
 # optimizer
-optimizer = 'adamw'  # 'sgd', 'adam' or 'adamw'
+optimizer = 'adamw'  # 'sgd', 'adam', 'adamw', or 'muon' with AdamW for what is no matrix of a block
 learning_rate = 1e-4  # the peak, after warmup
 lr_schedule = 'cosine'  # 'constant' or 'cosine'
 warmup_iters = 0  # steps of linear warmup
@@ -99,6 +99,7 @@ AT_LEAST_1 = (
 ).split()
 AT_LEAST_0 = 'seed learning_rate warmup_iters min_lr weight_decay grad_clip max_iters'.split()
 BELOW_1 = ('dropout', 'ema_decay')
+OPTIMIZER_NAMES = {'sgd': 'SGD', 'muon': 'Muon'}  # in the headline; the log calls AdamW Adam
 # a resumed run must have these as they were, or it would be another run
 FIXED = 'model n_layer n_head n_embd d_ff block_size activation position optimizer seed batch_size'.split()
 
@@ -183,7 +184,7 @@ def headline(c, vocab_size):
         f'model width {c.d_ff}' if c.d_ff >= 2 * c.n_embd else '',  # the log names it where it is the news
         f'{c.position} position embeddings' if flash else '',
         f'batch size {c.batch_size}',
-        f'{"SGD" if c.optimizer == "sgd" else "Adam"} learning rate {rate}',
+        f'{OPTIMIZER_NAMES.get(c.optimizer, "Adam")} learning rate {rate}',
         f'dropout {c.dropout}',
         f'weight decay {c.weight_decay}' if c.weight_decay else '',
         'cosine learning rate schedule' if c.lr_schedule == 'cosine' else '',
@@ -239,7 +240,7 @@ class Run:
             raise FloatingPointError(f'loss {total:.4g} and gradient norm {norm:.4g} at step {self.step + 1}')
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         if self.ema:
             self.ema.update_parameters(self.raw)
         self.step += 1

@@ -1,5 +1,6 @@
 """optim.py against formulas worked out by hand, and torch's own averaging."""
 
+import collections
 import copy
 import math
 
@@ -7,12 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from model import Config, TorchTransformer, Transformer
 from optim import create_ema, create_optimizer, learning_rate_at, parameter_groups
 
 
 def net():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Embedding(7, 4), nn.LayerNorm(4), nn.Linear(4, 3))
+    layers = {'embedding': nn.Embedding(7, 4), 'norm': nn.LayerNorm(4), 'blocks': nn.Linear(4, 3)}
+    return nn.Sequential(collections.OrderedDict(layers))
 
 
 def rate(step, **changes):
@@ -22,9 +25,9 @@ def rate(step, **changes):
 
 def test_matrices_decay_and_vectors_do_not():
     model = net()
-    decay, keep = parameter_groups(model, 0.1)
-    assert (decay['weight_decay'], keep['weight_decay']) == (0.1, 0.0)
-    assert {id(p) for p in decay['params']} == {id(model[0].weight), id(model[2].weight)}
+    matrices, tables, keep = parameter_groups(model, 0.1)
+    assert [group['weight_decay'] for group in (matrices, tables, keep)] == [0.1, 0.1, 0.0]
+    assert [id(p) for p in matrices['params'] + tables['params']] == [id(model[2].weight), id(model[0].weight)]
     assert {id(p) for p in keep['params']} == {id(model[1].weight), id(model[1].bias), id(model[2].bias)}
 
 
@@ -56,6 +59,37 @@ def test_first_update_is_the_textbooks(name):
         if name == 'adamw' and p.dim() == 2:
             expected = expected - 0.01 * 0.1 * w
         torch.testing.assert_close(p.data, expected)
+
+
+def test_muons_first_update_is_the_gradient_with_equal_singular_values():
+    """Against torch's SVD: Muon's five iterations bring every singular value near 1; the rest is AdamW's."""
+    model = net()
+    before = copy.deepcopy(model.state_dict())
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    optimizer = create_optimizer(model, 'muon', 0.01, 0.1)
+    optimizer.step()
+    blocks = model[2].weight
+    update = before['blocks.weight'] * (1 - 0.01 * 0.1) - blocks.detach()
+    u, s, v = torch.linalg.svd(blocks.grad, full_matrices=False)
+    assert s[0] > 2 * s[-1]
+    values = u.T @ update @ v.T / (0.01 * 0.2 * math.sqrt(4))
+    assert ((values.diag() > 0.6) & (values.diag() < 1.3)).all()
+    assert (values - values.diag().diag()).abs().max() < 0.05
+    for key, decay in (('embedding.weight', 0.1), ('norm.weight', 0.0), ('blocks.bias', 0.0)):
+        p = model.get_parameter(key)
+        expected = before[key] * (1 - 0.01 * decay) - 0.01 * p.grad.sign()
+        torch.testing.assert_close(p.data, expected)
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize('model', [Transformer, TorchTransformer])
+def test_muon_takes_the_blocks_matrices_and_nothing_else(model):
+    shape = Config(9, 8, 2, 2, 8, 12, 0.0, 'swiglu', 'learned', 'sdpa')
+    muon, adamw = create_optimizer(model(shape), 'muon', 0.01, 0.1).parts
+    assert len(muon.param_groups[0]['params']) == 2 * 4
+    assert {p.size(0) for p in adamw.param_groups[0]['params']} <= {8, 9, 16}  # positions, head, embedding
 
 
 def test_cosine_goes_from_the_peak_to_the_floor():

@@ -94,10 +94,10 @@ def refused(text):
 # ---- 1: kill -9 ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_killed_at_any_moment_and_resumed(start, dtype):
+@pytest.mark.parametrize(('dtype', 'optimizer'), [('float32', 'adamw'), ('bfloat16', 'muon')])
+def test_killed_at_any_moment_and_resumed(start, dtype, optimizer):
     """Killed 10 times at random moments, the run ends with the bits of the uninterrupted one."""
-    knobs = [*HARD, f'--dtype={dtype}', '--max_iters=150', '--eval_interval=10']
+    knobs = [*HARD, f'--dtype={dtype}', f'--optimizer={optimizer}', '--max_iters=150', '--eval_interval=10']
     finish(start(*knobs, f'--out_dir=out/steady_{dtype}'))
     moment, kills, out_dir = random.Random(0), 0, Path(f'out/killed_{dtype}')
     while kills < 10:
