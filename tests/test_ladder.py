@@ -1,9 +1,12 @@
 """The ladder on two rows of two layers: finished rows are skipped, a stopped one goes on, a failing one stops none."""
 
 import json
+import os
 import signal
 import statistics
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -69,6 +72,25 @@ def test_a_row_that_was_stopped_goes_on(climb, monkeypatch):
     code, results, printed = climb('deep')
     assert code == 0 and rows_of(results) == [('deep', 1)] and 'resumed at step 6 of 12' in printed
     assert [e['step'] for e in results['rows'][0]['evaluations']] == [4, 8, 12]
+
+
+def test_killed_it_goes_on(workplace, tmp_path):
+    program = f'import pathlib, ladder; ladder.RESULTS = pathlib.Path({str(tmp_path)!r}); ladder.main()'
+    command = [sys.executable, '-c', program, f'{REPO}/config/warmup.py', *FLAGS, '--max_iters=200', '--seeds=6']
+    options = dict(cwd=workplace, env={**os.environ, 'PYTHONPATH': REPO}, text=True)
+    first = subprocess.Popen(command, **options)
+    saved = workplace / 'out/ladder_tiny_cpu/warmup_6/ckpt.pt'
+    while not saved.exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    first.kill()
+    first.wait()
+    assert not (tmp_path / 'ladder_tiny_cpu.json').exists()
+    again = subprocess.run(command, capture_output=True, **options)
+    results = json.loads((tmp_path / 'ladder_tiny_cpu.json').read_text())
+    assert again.returncode == 0 and 'resumed at step' in again.stdout and rows_of(results) == [('warmup', 6)]
+    steps = [e['step'] for e in results['rows'][0]['evaluations']]
+    assert steps == sorted(set(steps)) and set(steps) >= set(range(4, 201, 4))
 
 
 def test_learning_rates_are_scaled_but_for_sgd(climb):
