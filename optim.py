@@ -32,16 +32,15 @@ def parameter_groups(model, weight_decay):
 class MuonAdamW:
     """Muon for the blocks' matrices, AdamW for the rest, with the methods of one torch optimizer.
 
-    Muon (Jordan et al., 2024) steps by the momentum with all its singular values set to about 1: Adam's step is mostly
-    the few directions that most of the text agrees on, Muon's moves the rare ones as far. Tables have no directions to
-    share, only rows. 'match_rms_adamw' makes the step as large as AdamW's, so both take one learning rate (Liu et al.,
-    2025).
+    Muon steps by the momentum with all its singular values set to about 1: its authors' idea is that Adam's step is
+    mostly a few loud directions, and the rare ones matter too (Jordan et al., 2024). A table is looked up by row, so it
+    is left to AdamW. 'match_rms_adamw' makes the step as large as AdamW's, for one learning rate (Liu et al., 2025).
     """
 
     def __init__(self, groups, lr):
         matrices, *rest = groups
         self.parts = (
-            torch.optim.Muon([matrices], lr=lr, momentum=0.95, adjust_lr_fn='match_rms_adamw'),
+            torch.optim.Muon([matrices], lr=lr, adjust_lr_fn='match_rms_adamw'),
             torch.optim.AdamW(rest, lr=lr, fused=True),
         )
 
