@@ -163,7 +163,8 @@ def variants(c):
     if c.compare == 'attention':
         backends = {'cuDNN': SDPBackend.CUDNN_ATTENTION, 'FlashAttention': SDPBackend.FLASH_ATTENTION,
                     'efficient': SDPBackend.EFFICIENT_ATTENTION, 'math': SDPBackend.MATH}  # fmt: skip
-        wanted = [(kernel, {'attention': kernel}, contextlib.nullcontext) for kernel in ('sdpa', 'naive', 'flash')]
+        kernels = ('sdpa', 'chunked', 'naive', 'flash')
+        wanted = [(kernel, {'attention': kernel}, contextlib.nullcontext) for kernel in kernels]
         for name, backend in backends.items():
             wanted.append((f'sdpa {name}', {'attention': 'sdpa'}, lambda backend=backend: sdpa_kernel(backend)))
     elif c.compare == 'compile':

@@ -17,13 +17,26 @@ from torch import nn
 # ---- attention kernels: q (B, T, H, D) and k, v (B, S, H, D) to (B, T, H, D), causal -------------------------------
 # T = S when a whole text is read; T = 1 when one token is added to the S - 1 of the cache, and sees them all.
 
+CHUNK = 256  # queries of chunked_attention: fewer waste less on the future, more make larger matrix products
+
 
 def naive_attention(q, k, v, dropout=0.0):
     """softmax(q k' / sqrt(D)) v in plain PyTorch: the reference that the fast kernels are tested against."""
-    scores = torch.einsum('bqhd,bkhd->bhqk', q, k) / math.sqrt(q.size(-1))
-    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1 + k.size(1) - q.size(1))
-    weights = scores.masked_fill(future, -math.inf).softmax(dim=-1)
-    return torch.einsum('bhqk,bkhd->bqhd', F.dropout(weights, dropout), v)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T or S, D)
+    T, S = q.size(2), k.size(2)
+    future = torch.full((T, S), -math.inf, dtype=q.dtype, device=q.device).triu(1 + S - T)
+    weights = torch.softmax(q / math.sqrt(q.size(-1)) @ k.mT + future, dim=-1)  # (B, H, T, S)
+    return (F.dropout(weights, dropout) @ v).transpose(1, 2)
+
+
+def chunked_attention(q, k, v, dropout=0.0):
+    """The naive formula for CHUNK queries at a time, on the keys that these may see: nearly half of the work is never
+    done. On a CPU in bfloat16 it takes about half as long as PyTorch's kernel."""
+    past, parts = k.size(1) - q.size(1), []
+    for start in range(0, q.size(1), CHUNK):
+        seen = past + start + CHUNK
+        parts.append(naive_attention(q[:, start : start + CHUNK], k[:, :seen], v[:, :seen], dropout))
+    return torch.cat(parts, dim=1)
 
 
 def sdpa_attention(q, k, v, dropout=0.0):
@@ -52,7 +65,7 @@ def flash_attention(q, k, v, dropout=0.0):
     return y[0] if isinstance(y, tuple) else y  # FlashAttention 3 and 4 return the log-sum-exp too
 
 
-ATTENTION = {'naive': naive_attention, 'sdpa': sdpa_attention, 'flash': flash_attention}
+ATTENTION = {'naive': naive_attention, 'chunked': chunked_attention, 'sdpa': sdpa_attention, 'flash': flash_attention}
 
 
 def choose_attention(attention, device, dtype, dropout=0.0):
@@ -70,6 +83,8 @@ def choose_attention(attention, device, dtype, dropout=0.0):
         obstacle = 'flash-attn needs bfloat16 or float16'
     elif dropout and FLASH_VERSION > 2:
         obstacle = f'FlashAttention {FLASH_VERSION} has no attention dropout'
+    if attention == 'auto' and device.type == 'cpu' and (dropout or dtype == torch.bfloat16):
+        return 'chunked', "PyTorch's CPU kernel is slow in bfloat16 and has no dropout"
     if attention == 'auto':
         return ('sdpa', obstacle) if obstacle else ('flash', f'FlashAttention {FLASH_VERSION}')
     if attention == 'flash' and obstacle:

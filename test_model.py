@@ -14,8 +14,13 @@ import model
 from model import ATTENTION, Config, SwiGLU, TorchTransformer, Transformer, rotary_table, rotate
 
 V, T, C, H = 19, 16, 32, 4
-KERNELS = ['naive', 'sdpa']
+KERNELS = ['naive', 'chunked', 'sdpa']
 BUILDS = ['rotary', 'learned', 'torch']  # the flash model with either kind of positions, and PyTorch's
+
+
+@pytest.fixture(autouse=True)
+def several_chunks(monkeypatch):
+    monkeypatch.setattr(model, 'CHUNK', 5)  # of the T queries
 
 
 def shape(**changes):
@@ -124,7 +129,9 @@ def test_choice_of_attention(monkeypatch):
         monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device, c=capability: c)
         monkeypatch.setattr(model, 'FLASH_VERSION', version)
         assert model.choose_attention('auto', cuda, dtype, dropout)[0] == kernel
-    assert model.choose_attention('auto', 'cpu', half)[0] == 'sdpa'
+    assert model.choose_attention('auto', 'cpu', torch.float32)[0] == 'sdpa'
+    assert model.choose_attention('auto', 'cpu', torch.float32, 0.2)[0] == 'chunked'
+    assert model.choose_attention('auto', 'cpu', half)[0] == 'chunked'
     assert model.choose_attention('naive', 'cpu', half)[0] == 'naive'
 
 

@@ -11,6 +11,7 @@ Knobs, set-up, the training step, evaluation, checkpoints, then the loop. Needs 
 import atexit
 import codecs
 import contextlib
+import ctypes
 import gc
 import hashlib
 import io
@@ -18,11 +19,11 @@ import json
 import math
 import os
 import pickle
-import platform
 import shlex
 import signal
 import sys
 import time
+import timeit
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +66,7 @@ d_ff = 200  # width of the feed-forward: the log's "model width"
 activation = 'gelu'  # 'gelu' or 'swiglu'
 position = 'rotary'  # 'rotary' or 'learned'
 dropout = 0.0  # share of activations set to 0 in training
-attention = 'auto'  # 'flash' (the flash-attn package), 'sdpa', 'naive', or 'auto': the fastest that runs here
+attention = 'auto'  # 'flash' (flash-attn), 'sdpa', 'chunked', 'naive' (see model.py), or 'auto': the fastest here
 # optimizer
 optimizer = 'adamw'  # 'sgd', 'adam', 'adamw', or 'muon' with AdamW for what is no matrix of a block
 learning_rate = 1e-4  # the peak, after warmup
@@ -148,20 +149,34 @@ def choose_machine(c):
         torch.set_float32_matmul_precision('high')  # TF32 where a matmul is in float32
     if kind == 'mps' and not torch.backends.mps.is_available():
         sys.exit("device is 'mps', but this computer has none; try --device=cpu.")
-    fast = 'bfloat16' if has_bfloat16(device) else 'float32'
+    if kind == 'cpu':
+        keep_freed_memory()
+    fast = 'bfloat16' if has_fast_bfloat16(device) else 'float32'
     dtype = getattr(torch, fast if c.dtype == 'auto' else c.dtype)
     attention, reason = choose_attention(c.attention, device, dtype, c.dropout)
     return Machine(device, dtype, kind == 'cuda' if c.compile is None else c.compile, attention, reason)
 
 
-def has_bfloat16(device):
-    """Whether the hardware is faster in bfloat16 than in float32. An x86 without AMX is not, although AVX-512 has bf16
-    instructions: a step took 1.6 times as long (6 x 200, block 1024, on a Xeon)."""
+def has_fast_bfloat16(device):
+    """Whether a step takes less time in bfloat16. A CPU is asked for a matrix product in both: only where bfloat16 is
+    three times as fast (AMX, or AVX-512 on a recent AMD) does that pay for converting to and fro."""
     if device.type == 'cuda':
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == 'cpu' and platform.machine() in ('x86_64', 'AMD64'):
-        return torch.cpu._is_amx_tile_supported()
-    return device.type == 'cpu' and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if device.type != 'cpu':
+        return False
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.ones(512, 512, dtype=dtype)
+        seconds[dtype] = min(timeit.repeat(lambda x=x: x @ x, number=1, repeat=10))
+    return seconds[torch.float32] > 3 * seconds[torch.bfloat16]
+
+
+def keep_freed_memory():
+    """glibc gives large blocks back to the system when they are freed, and the system clears them when they are asked
+    for anew, in every step: a sixth of its time (swiglu, 4 x 1024, two cores of an AMD EPYC)."""
+    with contextlib.suppress(OSError, AttributeError):  # another libc has no such setting
+        for option, value in ((-3, 1 << 25), (-1, (1 << 31) - 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD: its largest
+            ctypes.CDLL(None).mallopt(option, value)
 
 
 def build_model(c, vocab_size, attention='sdpa'):
