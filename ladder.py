@@ -2,7 +2,7 @@
 
     python ladder.py                                   the log's fifteen rows
     python ladder.py config/swiglu.py --seeds=1,2,3    some rows, several seeds each
-    python ladder.py --puzzle                          the log's broken dropout, tried on the finished rows 4 and 5
+    python ladder.py --puzzle                          the log's broken dropout, tried on rows 4 and 5
     python ladder.py --report                          the tables and pictures of all that is in results/
 
 Any of train.py's knobs may follow, and holds for all rows. Each row is trained by train.py, in a folder of its own.
@@ -31,10 +31,13 @@ from bench import commit, device_name
 from configurator import configure
 from data import open_corpus
 from model import Attention
+from sample import load_model
+from train import stream_text
 
 seeds = '1'  # of each row, with commas between them
 learning_rate_scale = 1.0  # multiplies the rows' learning rates, but for SGD's: a short run needs a higher one
-puzzle = False  # evaluate rows 4 and 5 with dropout left on, instead of training
+prompt = 'The old man looked at me and said'  # every finished row goes on from here: a sample of what it learned
+puzzle = False  # evaluate rows 4 and 5 with dropout left on, instead of training all rows
 report = False  # make the tables and pictures, instead of training
 
 # row: the log's validation losses after epochs 1, 2, 3
@@ -64,7 +67,7 @@ PALETTE = '#0072b2 #d55e00 #009e73 #cc79a7 #56b4e9 #e69f00 #000000'.split()  # O
 
 def overrides(arguments):
     """The arguments that are train.py's knobs: they hold for all rows and say what the numbers are numbers of."""
-    own = ('--seeds', '--learning_rate_scale', '--puzzle', '--report')
+    own = ('--seeds', '--learning_rate_scale', '--prompt', '--puzzle', '--report')
     return [a for a in arguments if a.startswith('-') and not a.startswith(own)]
 
 
@@ -101,10 +104,32 @@ def measured(row, seed, folder):
     }
 
 
+def sample(folder, prompt):
+    """What a finished row's model makes of a prompt, on one line."""
+    model, encoding, machine = load_model(folder)
+    generator = torch.Generator(machine.device).manual_seed(1)
+    text = stream_text(model, encoding, prompt, 60, temperature=0.7, top_k=50, generator=generator)
+    return ' '.join((prompt + ''.join(text)).split())
+
+
 def place(c):
     """The corpus, the device, and the file of results that belongs to both."""
     corpus, device = open_corpus(c.dataset), train.choose_machine(c).device
     return corpus, device, RESULTS / f'ladder_{corpus.folder.name}_{device.type}.json'
+
+
+def command_line():
+    return shlex.join(['python', 'ladder.py', *sys.argv[1:]])
+
+
+def surroundings(device):
+    """What a number has to be read with."""
+    return {
+        'device': device_name(device),
+        'torch': torch.__version__,
+        'commit': commit(),
+        'date': datetime.date.today().isoformat(),
+    }
 
 
 def write(path, results):
@@ -119,7 +144,7 @@ def run_ladder(c, configs, flags):
         sys.exit(f'seeds is {c.seeds!r}, expected whole numbers with commas between them: --seeds=1,2,3')
     corpus, device, path = place(c)
     setup = {
-        'command': shlex.join(['python', 'ladder.py', *sys.argv[1:]]),
+        'command': command_line(),
         'knobs': flags,
         'learning_rate_scale': c.learning_rate_scale,
         'corpus': {side: corpus.meta[side]['tokens'] for side in ('train', 'val')},
@@ -141,9 +166,8 @@ def run_ladder(c, configs, flags):
         if not run_row(config, seed, c.learning_rate_scale, flags, folder):
             failed.append(f'{row} (seed {seed})')
             continue
-        about = {'device': device_name(device), 'torch': torch.__version__, 'commit': commit(),
-                 'date': datetime.date.today().isoformat()}  # fmt: skip
-        results['rows'].append({**measured(row, seed, folder), **about})
+        found = measured(row, seed, folder)
+        results['rows'].append({**found, 'sample': sample(folder, c.prompt), **surroundings(device)})
         write(path, results)
     print(f'\n{path}: {len(results["rows"])} rows' + (f'; failed: {", ".join(failed)}' if failed else ''))
     sys.exit(1 if failed else 0)
@@ -152,6 +176,13 @@ def run_ladder(c, configs, flags):
 # ---- the log's dropout puzzle --------------------------------------------------------------------------------------
 # "Its training loss is better (2.79 against 2.91) and its validation loss far worse (3.18 against 2.87): my guess is
 # that the dropout is broken." Which break would look like this?
+
+
+PUZZLE = {  # how a model is trained: (its row, what differs from it)
+    'dropout 0.2': ('flash', []),
+    'dropout 0.2 twice': ('flash', ['--dropout=0.36']),  # of what the first leaves, 0.8, the second takes a fifth
+    'no dropout': ('weight_decay', []),
+}
 
 
 class LeftOn(nn.Module):
@@ -170,36 +201,40 @@ class LeftOn(nn.Module):
         return self.model(idx, targets)
 
 
-def solve_puzzle(c):
-    """Evaluate row 4, trained with dropout, and row 5, trained without, with dropout 0.2 left on in places."""
-    corpus, _, path = place(c)
+def solve_puzzle(c, flags):
+    """Train row 4 (dropout 0.2), row 4 with each dropout twice, and row 5 (none), where that is still to be done; then
+    evaluate each on training and on validation text, with dropout off, or 0.2 left on in places."""
+    corpus, device, path = place(c)
     beginning = SimpleNamespace(train=corpus.train, val=corpus.train[: len(corpus.val)], meta=corpus.meta)
-    found = []
-    for row in ('flash', 'weight_decay'):
-        folder = Path('out', path.stem, f'{row}_{c.seeds.split(",")[0]}')
+    seed = int(c.seeds.split(',')[0])
+    found = {'command': command_line(), **surroundings(device), 'cases': []}
+    for trained, (row, change) in PUZZLE.items():
+        folder = Path('out', path.stem, f'{trained.replace(" ", "_")}_{seed}')
+        config = f'{Path(__file__).parent}/config/{row}.py'
+        if not run_row(config, seed, c.learning_rate_scale, [*flags, *change], folder):
+            sys.exit(f'{row} could not be trained: the line above says why.')
         saved = train.load_checkpoint(folder)
         knobs = SimpleNamespace(**{**saved['knobs'], 'dropout': 0.2})
-        run = train.Run(knobs, corpus, train.choose_machine(c))
+        run = train.Run(knobs, corpus, train.choose_machine(knobs))
         run.raw.load_state_dict(saved['model'])
         for name, kinds in (('off', ()), ('left on in attention', Attention), ('left on', (Attention, nn.Dropout))):
             losses = {}
             for side, run.corpus in (('train', beginning), ('val', corpus)):
                 torch.manual_seed(c.seed)
                 losses[side] = run.evaluate(LeftOn(run.raw, kinds))
-            found.append({'row': row, 'evaluated': name, **losses})
-            print(found[-1], flush=True)
+            found['cases'].append({'trained': trained, 'evaluated': name, **losses})
+            print(found['cases'][-1], flush=True)
     write(RESULTS / path.name.replace('ladder', 'dropout'), found)
 
 
 def puzzle_table(found):
     """The README's table of the puzzle."""
-    trained = {'flash': 'dropout 0.2', 'weight_decay': 'no dropout'}
     lines = [
         '| trained with | dropout in evaluation | loss on training text | on validation text |',
         '|---|---|---|---|',
     ]
-    for case in found:
-        cells = trained[case['row']], case['evaluated'], f'{case["train"]:.2f}', f'{case["val"]:.2f}'
+    for case in found['cases']:
+        cells = case['trained'], case['evaluated'], f'{case["train"]:.2f}', f'{case["val"]:.2f}'
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
 
@@ -312,7 +347,7 @@ def main():
     if c.report:
         make_report()
     elif c.puzzle:
-        solve_puzzle(c)
+        solve_puzzle(c, overrides(sys.argv[1:]))
     else:
         rows = files or [f'{Path(__file__).parent}/config/{row}.py' for row in LOG]
         run_ladder(c, rows, overrides(sys.argv[1:]))

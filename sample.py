@@ -32,17 +32,22 @@ def check_knobs(c):
             sys.exit(f'{name} is {value}, expected at least {low}.')
 
 
-def main():
-    c, _ = configure([__file__], sys.argv[1:])
-    check_knobs(c)
-    saved = load_checkpoint(c.out_dir)
-    knobs = SimpleNamespace(**{**saved['knobs'], 'attention': 'auto', 'device': c.device, 'dtype': c.dtype})
+def load_model(out_dir, device='auto', dtype='auto'):
+    """A run's model, its weights' average where it kept one: (model, its tiktoken.Encoding, the Machine it is on)."""
+    saved = load_checkpoint(out_dir)
+    knobs = SimpleNamespace(**{**saved['knobs'], 'attention': 'auto', 'device': device, 'dtype': dtype})
     machine = choose_machine(knobs)
     encoding = read_encoding(saved['vocabulary'])
     model = build_model(knobs, encoding.n_vocab, machine.attention)
     averages = {name.removeprefix('module.'): p for name, p in (saved['ema'] or {}).items() if name != 'n_averaged'}
     model.load_state_dict(averages or saved['model'])
-    model.to(machine.device)
+    return model.to(machine.device), encoding, machine
+
+
+def main():
+    c, _ = configure([__file__], sys.argv[1:])
+    check_knobs(c)
+    model, encoding, machine = load_model(c.out_dir, c.device, c.dtype)
     generator = torch.Generator(machine.device).manual_seed(c.seed)
     with torch.autocast(machine.device.type, machine.dtype, enabled=machine.dtype != torch.float32):
         for _ in range(c.num_samples):

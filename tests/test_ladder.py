@@ -49,6 +49,7 @@ def test_rows_are_trained_once_and_their_numbers_kept(climb):
         assert run['evaluations'] == [json.loads(line) for line in lines if 'val_loss' in line]
         assert [e['step'] for e in run['evaluations']] == [4, 8, 12]
         assert run['ms_per_batch'] > 0 and run['torch'] and run['device']
+        assert run['sample'].startswith('The old man')
     code, again, printed = climb('swiglu', 'ema', '--seeds=1,2')
     assert code == 0 and again == results and '====' not in printed
     code, _, printed = climb('swiglu', '--n_layer=1')
@@ -105,11 +106,14 @@ def test_the_puzzle_leaves_dropout_on_where_it_says(climb, tmp_path, monkeypatch
     monkeypatch.setattr(sys, 'argv', climb_again)
     ladder.main()
     found = json.loads((tmp_path / 'dropout_tiny_cpu.json').read_text())
-    assert len(found) == 6 and len({case['val'] for case in found}) == 6
-    for run, case in zip(results['rows'], found[::3], strict=True):
-        assert case['row'] == run['row'] and case['evaluated'] == 'off'
+    cases = found['cases']
+    assert len(cases) == 9 and len({case['val'] for case in cases}) == 9 and found['commit'] and found['command']
+    assert train.load_checkpoint('out/ladder_tiny_cpu/dropout_0.2_twice_5')['knobs']['dropout'] == 0.36
+    for run, case in zip(results['rows'], cases[::6], strict=True):  # trained once more, to the same bits
+        assert case['trained'] == {'flash': 'dropout 0.2', 'weight_decay': 'no dropout'}[run['row']]
+        assert case['evaluated'] == 'off'
         assert case['val'] == pytest.approx(run['evaluations'][-1]['val_loss'], abs=1e-5)
-    assert ladder.puzzle_table(found).count('\n') == 7
+    assert ladder.puzzle_table(found).count('\n') == 10
 
 
 def run_of(row, seed, losses, ema=None):
