@@ -15,7 +15,6 @@ import base64
 import codecs
 import collections
 import contextlib
-import functools
 import hashlib
 import heapq
 import http.client
@@ -31,7 +30,7 @@ import tempfile
 import urllib.request
 import zipfile
 import zlib
-from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -56,20 +55,15 @@ MERGES = 768  # 256 bytes + 768 merges = the log's 1024 tokens; END is the 1025t
 SAMPLE = 32_000_000  # bytes to learn the BPE from; a larger corpus gives an evenly spread sample of this size
 PIECE = 1 << 18  # bytes of text read at a time
 HELD_OUT = 13 / 256  # share of the documents kept for validation, about 5 %
+BAR = dict(unit='B', unit_scale=True, disable=None)  # a bar of progress, on terminals only
 MAX_EXPANSION = 200  # an archive that unpacks to more than this many times its size is taken for a bomb
 READ_ERRORS = (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, RuntimeError)
 
 # ---- where text comes from -----------------------------------------------------------------------------------------
 
 
-@dataclass(eq=False)  # compared by identity: quick, and an archive may hold two of one name
-class Document:
+class Document(collections.namedtuple('Document', 'name open end start', defaults=[0])):
     """A text, or the stretch from byte `start` to byte `end` of one; open() gives its bytes as a file."""
-
-    name: str
-    open: callable
-    end: int
-    start: int = 0
 
 
 @contextlib.contextmanager
@@ -79,59 +73,53 @@ def documents(path):
     Archives are read where they are: nothing is unpacked, so no member can land outside, and links are not followed.
     """
     if path.is_dir():
-        names = sorted(Path(folder, name).relative_to(path) for folder, _, files in os.walk(path) for name in files)
-        names = [n for n in names if (path / n).is_file() and visible(n)]
+        names = sorted(p.relative_to(path) for p in path.rglob('*') if p.is_file() and visible(p.relative_to(path)))
         if path == Path(KNOWN['stdlib']):
             names = [n for n in names if n.suffix == '.py' and not STDLIB_LEFT_OUT & set(n.parts)]
             names = [n for n in names if not n.name.startswith('_sysconfigdata')]  # it names the machine
-        yield [
-            Document(n.as_posix(), functools.partial(open, path / n, 'rb'), (path / n).stat().st_size) for n in names
-        ]
+        yield [Document(n.as_posix(), partial(open, path / n, 'rb'), (path / n).stat().st_size) for n in names]
     elif zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            members = [m for m in bounded(archive.infolist(), path) if not m.is_dir() and visible(m.filename)]
-            yield [Document(m.filename, functools.partial(archive.open, m), m.file_size) for m in members]
+            refuse_bomb(path, (m.file_size for m in archive.infolist()))
+            files = [m for m in archive.infolist() if not m.is_dir() and visible(m.filename)]
+            yield [Document(m.filename, partial(archive.open, m), m.file_size) for m in files]
     elif tarfile.is_tarfile(path):
         with tarfile.open(path) as archive:
-            members = [m for m in bounded(archive, path) if m.isfile() and visible(m.name)]
+            refuse_bomb(path, (m.size for m in archive))
             # tarfile takes a header of zeros for the end, and gzip and xz compare their checksums at the very end
             while rest := archive.fileobj.read(PIECE):
                 if rest.strip(b'\0'):
                     raise tarfile.ReadError('the archive goes on after its end: it is damaged')
-            yield [Document(m.name, functools.partial(archive.extractfile, m), m.size) for m in members]
+            files = [m for m in archive if m.isfile() and visible(m.name)]
+            yield [Document(m.name, partial(archive.extractfile, m), m.size) for m in files]
     else:
-        yield [Document(path.name, functools.partial(open, path, 'rb'), path.stat().st_size)]
+        yield [Document(path.name, partial(open, path, 'rb'), path.stat().st_size)]
 
 
 def visible(name):
     return not any(part.startswith('.') for part in PurePath(name).parts)
 
 
-def bounded(members, path):
-    """Yields an archive's members while their sizes add up to what an honest archive could hold; else exits."""
-    total, limit = 0, 100_000_000 + MAX_EXPANSION * path.stat().st_size
-    for member in members:
-        total += member.size if isinstance(member, tarfile.TarInfo) else member.file_size
-        if total > limit:
-            sys.exit(f'{path} unpacks to over {limit:,} bytes, {MAX_EXPANSION} times its size: refused as a bomb.')
-        yield member
+def refuse_bomb(path, sizes):
+    """Exits as soon as the sizes of an archive's members add up to more than an honest archive could hold."""
+    limit = 100_000_000 + MAX_EXPANSION * path.stat().st_size
+    if any(total > limit for total in itertools.accumulate(sizes)):
+        sys.exit(f'{path} unpacks to over {limit:,} bytes, {MAX_EXPANSION} times its size: refused as a bomb.')
 
 
 def split(docs):
     """(training, validation) Documents: folders train/ and val/ as they are; a single file's last 10 %; otherwise
     the documents whose name has a low hash, so that a document stays on its side when others come or go."""
     docs = [d for d in docs if d.end > 0]
-    sides = [next((part for part in PurePath(d.name).parts[:-1] if part in ('train', 'val')), None) for d in docs]
-    if 'train' in sides and 'val' in sides:
-        val = [d for d, side in zip(docs, sides, strict=True) if side == 'val']
-    elif len(docs) == 1:
-        (d,) = docs
-        cut = character_boundary(d, d.end * 9 // 10)
-        return [Document(d.name, d.open, cut)], [Document(d.name, d.open, d.end, cut)]
+    if len(docs) == 1:
+        cut = character_boundary(docs[0], docs[0].end * 9 // 10)
+        return [docs[0]._replace(end=cut)], [docs[0]._replace(start=cut)]
+    side = {d: next((part for part in PurePath(d.name).parts[:-1] if part in ('train', 'val')), None) for d in docs}
+    if {'train', 'val'} <= set(side.values()):
+        val = {d for d in docs if side[d] == 'val'}
     else:
-        val = [d for d in docs if name_hash(d) < HELD_OUT] or [min(docs, key=name_hash)] if docs else []
-    held_out = set(val)
-    return [d for d in docs if d not in held_out], val
+        val = {d for d in docs if name_hash(d) < HELD_OUT} or set(sorted(docs, key=name_hash)[:1])
+    return [d for d in docs if d not in val], [d for d in docs if d in val]
 
 
 def name_hash(document):
@@ -149,30 +137,24 @@ def character_boundary(document, offset):
     return max((start + i for i, byte in enumerate(window) if byte & 0xC0 != 0x80), default=offset)
 
 
-def read(document, errors='strict'):
-    """Yields a document's text in pieces of about PIECE bytes.
+def read(doc, errors='strict'):
+    """Yields a document's text in pieces of about PIECE bytes, none of them empty.
 
     Bytes that are not UTF-8: exits with file and offset, or with errors='replace' reads them as U+FFFD.
     """
     decoder = codecs.getincrementaldecoder('utf-8')(errors)
-    offset = document.start
-    with document.open() as file:
-        file.seek(offset)
-        while offset < document.end:
-            data = file.read(min(PIECE, document.end - offset))
-            if not data:
-                sys.exit(
-                    f'{document.name} ends at byte {offset}, not at {document.end}: it is damaged or still written.'
-                )
-            pending = len(decoder.getstate()[0])  # bytes of a character that the last piece cut
+    with doc.open() as file:
+        file.seek(doc.start)
+        for start in range(doc.start, doc.end, PIECE):
+            data = file.read(min(PIECE, doc.end - start))
+            end = start + len(data)
+            if end < min(start + PIECE, doc.end):
+                sys.exit(f'{doc.name} ends at byte {end}, not at {doc.end}: it is damaged or still written.')
             try:
-                text = decoder.decode(data, final=offset + len(data) == document.end)
-            except UnicodeDecodeError as error:
-                where = offset - pending + error.start
-                sys.exit(f'{document.name}: byte {where} is not UTF-8 text; --errors=replace reads it as U+FFFD.')
-            offset += len(data)
-            if text:
-                yield text
+                yield decoder.decode(data, final=end == doc.end)
+            except UnicodeDecodeError as error:  # its object: data, behind what the last piece cut
+                where = end - len(error.object) + error.start
+                sys.exit(f'{doc.name}: byte {where} is not UTF-8 text; --errors=replace reads it as U+FFFD.')
 
 
 def download(url, folder):
@@ -182,10 +164,8 @@ def download(url, folder):
     try:
         with urllib.request.urlopen(url, timeout=60) as response, open(path, 'wb') as file:
             size = int(response.headers.get('Content-Length') or 0)
-            with tqdm(total=size or None, unit='B', unit_scale=True, desc=f'download {path.name}', disable=None) as bar:
-                while data := response.read(1 << 16):
-                    file.write(data)
-                    bar.update(len(data))
+            with tqdm.wrapattr(file, 'write', size or None, bytes=False, desc=f'download {path.name}', **BAR) as out:
+                shutil.copyfileobj(response, out)
     except (OSError, ValueError, http.client.HTTPException) as error:
         sys.exit(f'{url} cannot be downloaded: {one_line(error)}. Fetch it by hand, then: python data.py FILE')
     if size and path.stat().st_size != size:
@@ -264,11 +244,6 @@ def encoding_of(tokens, name='bpe'):
     return tiktoken.Encoding(name, pat_str=SPLIT, mergeable_ranks=ranks, special_tokens={END: len(tokens)})
 
 
-def write_ranks(tokens):
-    """The tokens in tiktoken's rank-file format, as text: base64 of the token, a space, its id, a line each."""
-    return ''.join(f'{base64.b64encode(token).decode()} {i}\n' for i, token in enumerate(tokens))
-
-
 def read_encoding(vocabulary):
     """The tiktoken.Encoding of a vocabulary: the text of a rank file, or the name of one of tiktoken's."""
     if '\n' in vocabulary:
@@ -298,8 +273,8 @@ def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
     source = str(source)
     place = KNOWN.get(source, source)
     remote = place.startswith(('http://', 'https://'))
-    name = source if source in KNOWN else PurePath(place.rstrip('/')).name.split('.')[0] or 'corpus'
-    name = name if encoding == 'bpe' else f'{name}-{encoding}'
+    name = source if source in KNOWN else PurePath(place).name.split('.')[0] or 'corpus'
+    name += '' if encoding == 'bpe' else f'-{encoding}'
     origin = place if remote or source in KNOWN else str(Path(place).resolve())
     folder = ROOT / name
     if not remote and Path(origin).is_relative_to(folder.resolve()):
@@ -324,7 +299,7 @@ def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
             (new / 'meta.json').write_text(json.dumps(meta, indent=2) + '\n')
             if folder.exists():
                 shutil.rmtree(folder)
-            os.replace(new, folder)
+            new.replace(folder)
     except READ_ERRORS as error:
         sys.exit(f'{origin} could not be prepared: {one_line(error)}')
     note(f'{folder}: {meta["train"]["tokens"]:,} training and {meta["val"]["tokens"]:,} validation tokens')
@@ -336,26 +311,23 @@ def write_corpus(folder, docs, encoding, errors):
     train, val = split(docs)
     if not train or not val:
         sys.exit('the source holds no text.')
-    if encoding == 'bpe':
-        vocabulary = write_ranks(learn_bpe(count_words(train, errors)))
+    vocabulary = encoding
+    if encoding == 'bpe':  # tiktoken's rank-file format: base64 of the token, a space, its id, a line each
+        tokens = learn_bpe(count_words(train, errors))
+        vocabulary = ''.join(f'{base64.b64encode(token).decode()} {i}\n' for i, token in enumerate(tokens))
         (folder / 'bpe.tiktoken').write_text(vocabulary)
-    else:
-        vocabulary = encoding
     encoder = read_encoding(vocabulary)
-    total = sum(d.end - d.start for d in train + val)
-    with tqdm(total=total, unit='B', unit_scale=True, desc='tokenize', disable=None) as bar:
-        sides = {
-            'train': write_tokens(folder / 'train.bin', train, encoder, errors, bar),
-            'val': write_tokens(folder / 'val.bin', val, encoder, errors, bar),
-        }
     facts = {'encoding': encoding, 'vocab_size': encoder.n_vocab, 'vocabulary_sha256': sha256(vocabulary)}
-    return {**facts, **sides}
+    with tqdm(total=sum(d.end for d in docs), desc='tokenize', **BAR) as bar:
+        for side, texts in (('train', train), ('val', val)):
+            facts[side] = write_tokens(folder / f'{side}.bin', texts, encoder, errors, bar)
+    return facts
 
 
 def write_tokens(path, docs, encoder, errors, bar):
     """Stream the documents' tokens, each document closed by END, to a file; returns its counts and checksum."""
     dtype = token_dtype(encoder.n_vocab)
-    checksum, tokens, size = hashlib.sha256(), 0, 0
+    checksum, size = hashlib.sha256(), 0
     pieces = (text for d in docs for text in itertools.chain(read(d, errors), ['']))  # '' closes a document
     with open(path, 'wb') as file:
         while batch := list(itertools.islice(pieces, 64)):
@@ -363,10 +335,10 @@ def write_tokens(path, docs, encoder, errors, bar):
                 data = np.array(ids or [encoder.eot_token], dtype=dtype).tobytes()
                 file.write(data)
                 checksum.update(data)
-                tokens += len(data) // dtype.itemsize
             batch_size = sum(len(text.encode()) for text in batch)
             size += batch_size
             bar.update(batch_size)
+        tokens = file.tell() // dtype.itemsize
     return {'tokens': tokens, 'bytes': size, 'documents': len(docs), 'sha256': checksum.hexdigest()}
 
 
@@ -385,41 +357,37 @@ class Corpus:
     """A prepared corpus, checked against its meta.json: .train and .val (token ids), .meta, .vocabulary, .encoding."""
 
     def __init__(self, name):
-        self.folder = ROOT / name
+        self.folder, self.meta = ROOT / name, {}
         try:
             self.meta = dict(json.loads((self.folder / 'meta.json').read_text()))
-            self.source = self.meta['source']
+            self.source, encoding = self.meta['source'], self.meta['encoding']
             self.train, self.val = self.tokens('train'), self.tokens('val')
-            bpe = self.meta['encoding'] == 'bpe'
-            self.vocabulary = (self.folder / 'bpe.tiktoken').read_text() if bpe else self.meta['encoding']
+            self.vocabulary = (self.folder / 'bpe.tiktoken').read_text() if encoding == 'bpe' else encoding
             if self.meta.get('vocabulary_sha256', sha256(self.vocabulary)) != sha256(self.vocabulary):
-                self.damaged('its vocabulary is not what was written (SHA-256)')
+                raise ValueError('its vocabulary is not what was written (SHA-256)')
             self.encoding = read_encoding(self.vocabulary)
+            if self.encoding.n_vocab != self.meta['vocab_size']:
+                raise ValueError(f'its vocabulary has {self.encoding.n_vocab} tokens, not {self.meta["vocab_size"]}')
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            self.damaged(error)
-        if self.encoding.n_vocab != self.meta['vocab_size']:
-            self.damaged(f'its vocabulary has {self.encoding.n_vocab} tokens, not {self.meta["vocab_size"]}')
+            source, encoding = self.meta.get('source', 'SOURCE'), self.meta.get('encoding', 'bpe')
+            source = next((name for name, place in KNOWN.items() if place == source), source)
+            option = '' if encoding == 'bpe' else f' --encoding={encoding}'
+            remedy = f'python data.py {source}{option} --overwrite'
+            sys.exit(f'{self.folder} is damaged: {error}. Prepare it again: {remedy}')
 
     def tokens(self, side):
-        """One token file, mapped into memory, as the signed tensor of the same width: torch indexes no unsigned."""
-        path, facts = self.folder / f'{side}.bin', self.meta[side]
-        dtype = token_dtype(self.meta['vocab_size'])
-        if path.stat().st_size != facts['tokens'] * dtype.itemsize:
-            self.damaged(f'{path.name} has {path.stat().st_size} bytes, not {facts["tokens"]} x {dtype.itemsize}')
-        with open(path, 'rb') as file:
-            if hashlib.file_digest(file, 'sha256').hexdigest() != facts['sha256']:
-                self.damaged(f'{path.name} is not what was written (SHA-256)')
-        ids = np.memmap(path, dtype=dtype, mode='c')
-        if ids.max() >= self.meta['vocab_size']:
-            self.damaged(f'{path.name} holds token {ids.max()}, the vocabulary ends at {self.meta["vocab_size"] - 1}')
+        """One token file, mapped into memory, as the signed tensor of the same width: torch indexes no unsigned.
+        Anything but the file that was written is a ValueError."""
+        path, facts, vocab_size = self.folder / f'{side}.bin', self.meta[side], self.meta['vocab_size']
+        dtype, size = token_dtype(vocab_size), path.stat().st_size
+        if size != facts['tokens'] * dtype.itemsize:
+            raise ValueError(f'{path.name} has {size} bytes, not {facts["tokens"]} x {dtype.itemsize}')
+        ids = np.memmap(path, dtype, mode='c')
+        if hashlib.sha256(ids).hexdigest() != facts['sha256']:
+            raise ValueError(f'{path.name} is not what was written (SHA-256)')
+        if ids.max() >= vocab_size:
+            raise ValueError(f'{path.name} holds token {ids.max()}, the vocabulary ends at {vocab_size - 1}')
         return torch.from_numpy(ids.view(f'<i{dtype.itemsize}'))
-
-    def damaged(self, why):
-        meta = getattr(self, 'meta', {})
-        source, encoding = meta.get('source', 'SOURCE'), meta.get('encoding', 'bpe')
-        source = next((name for name, place in KNOWN.items() if place == source), source)
-        option = '' if encoding == 'bpe' else f' --encoding={encoding}'
-        sys.exit(f'{self.folder} is damaged: {why}. Prepare it again: python data.py {source}{option} --overwrite')
 
 
 def open_corpus(dataset):
@@ -437,8 +405,7 @@ def open_corpus(dataset):
 
 def vocab_size_of(dataset):
     """The vocabulary's size of a prepared corpus, or what our own BPE will give it."""
-    path = ROOT / dataset / 'meta.json'
-    return Corpus(dataset).meta['vocab_size'] if path.exists() else 256 + MERGES + 1
+    return Corpus(dataset).meta['vocab_size'] if (ROOT / dataset / 'meta.json').exists() else 256 + MERGES + 1
 
 
 def ids_at(tokens, index):
@@ -446,7 +413,7 @@ def ids_at(tokens, index):
     return tokens[index].long() & ((1 << 8 * tokens.element_size()) - 1)
 
 
-@functools.lru_cache(maxsize=2)
+@lru_cache(maxsize=2)
 def epoch_order(n_blocks, seed, epoch):
     """The order in which an epoch visits the blocks: a pure function of (seed, epoch)."""
     return np.random.default_rng((seed, epoch)).permutation(n_blocks)
@@ -457,13 +424,12 @@ class Batches:
     once in an order of its own, and the epochs follow each other without a gap, so that every batch is full."""
 
     def __init__(self, tokens, batch_size, block_size, seed, device):
-        if len(tokens) <= block_size:
-            sys.exit(
-                f'the training text has {len(tokens)} tokens, fewer than a block: lower --block_size from {block_size}.'
-            )
+        n = len(tokens)
+        if n <= block_size:
+            sys.exit(f'the training text has {n} tokens, fewer than a block: lower --block_size from {block_size}.')
         self.tokens, self.seed = tokens.to(device), seed
         self.batch_size, self.block_size = batch_size, block_size
-        self.n_blocks = (len(tokens) - 1) // block_size
+        self.n_blocks = (n - 1) // block_size
         self.offsets = torch.arange(block_size + 1, device=device)
 
     def end_of_epoch(self, epoch):
@@ -502,8 +468,7 @@ def main():
     parser.add_argument('--encoding', default='bpe', help='bpe: learn our own; or a name that tiktoken knows')
     parser.add_argument('--errors', default='strict', choices=('strict', 'replace'), help='bytes that are not UTF-8')
     parser.add_argument('--overwrite', action='store_true', help='prepare it again although it is there')
-    args = parser.parse_args()
-    name = prepare(args.source, args.encoding, args.errors, args.overwrite)
+    name = prepare(**vars(parser.parse_args()))
     print(f'train on it: python train.py config/swiglu.py --dataset={name}')
 
 
