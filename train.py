@@ -24,7 +24,7 @@ import signal
 import sys
 import time
 import timeit
-from dataclasses import dataclass
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +37,6 @@ from configurator import configure
 from data import Batches, open_corpus, validation_batches, vocab_size_of
 from model import ACTIVATION, ATTENTION, MODELS, Config, choose_attention
 from optim import OPTIMIZERS, SCHEDULES, create_ema, create_optimizer, learning_rate_at
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock: two runs in one out_dir are not told apart there
-    fcntl = None
 
 # ---- knobs: the log's row 5; a config file or --name=value changes them --------------------------------------------
 
@@ -95,10 +90,9 @@ CHOICES = {
     'lr_schedule': SCHEDULES,
     'dtype': ('auto', 'float32', 'bfloat16', 'float16'),
 }
-AT_LEAST_1 = (
-    'eval_interval log_interval batch_size block_size gradient_accumulation_steps n_layer n_head n_embd d_ff epochs'
-).split()
-AT_LEAST_0 = 'seed learning_rate warmup_iters min_lr weight_decay grad_clip max_iters'.split()
+AT_LEAST_1 = ('eval_interval log_interval batch_size block_size gradient_accumulation_steps n_layer n_head n_embd '
+              'd_ff epochs').split()  # fmt: skip
+AT_LEAST_0 = 'seed dropout learning_rate warmup_iters min_lr weight_decay grad_clip ema_decay max_iters'.split()
 BELOW_1 = ('dropout', 'ema_decay')
 OPTIMIZER_NAMES = {'sgd': 'SGD', 'muon': 'Muon'}  # in the headline; the log calls AdamW Adam
 # a resumed run must have these as they were, or it would be another run
@@ -107,27 +101,18 @@ FIXED = 'model n_layer n_head n_embd d_ff block_size activation position optimiz
 
 def check_knobs(c):
     """Exit with one line if a knob's value makes no sense."""
-    for name, choices in CHOICES.items():
-        if getattr(c, name) not in choices:
-            sys.exit(f'{name} is {getattr(c, name)!r}, expected one of: {", ".join(choices)}.')
-    for low, names in ((1, AT_LEAST_1), (0, AT_LEAST_0 + list(BELOW_1))):
-        for name in names:
-            if (getattr(c, name) or 0) < low and getattr(c, name) is not None:
-                sys.exit(f'{name} is {getattr(c, name)}, expected at least {low}.')
-    for name in BELOW_1:
-        if getattr(c, name) >= 1:
-            sys.exit(f'{name} is {getattr(c, name)}, expected less than 1.')
+    for name, value in vars(c).items():
+        if name in CHOICES and value not in CHOICES[name]:
+            sys.exit(f'{name} is {value!r}, expected one of: {", ".join(CHOICES[name])}.')
+        low = 1 if name in AT_LEAST_1 else 0
+        if name in AT_LEAST_1 + AT_LEAST_0 and value is not None and value < low:
+            sys.exit(f'{name} is {value}, expected at least {low}.')
+        if name in BELOW_1 and value >= 1:
+            sys.exit(f'{name} is {value}, expected less than 1.')
 
 
-@dataclass
-class Machine:
-    """What a run computes with: its choices are printed, and can be overridden by the knobs of the same names."""
-
-    device: torch.device
-    dtype: torch.dtype
-    compile: bool
-    attention: str
-    reason: str  # why this attention kernel
+# what a run computes with, printed at its start; the knobs of these names override it. reason: why this attention
+Machine = namedtuple('Machine', 'device dtype compile attention reason')
 
 
 def choose_machine(c):
@@ -141,10 +126,8 @@ def choose_machine(c):
     device = torch.device(name)
     if kind == 'cuda':
         device = torch.device('cuda', int(index or os.environ.get('LOCAL_RANK', 0)))
-        if device.index >= torch.cuda.device_count():
-            sys.exit(
-                f'device is {name!r}, but PyTorch sees {torch.cuda.device_count()} CUDA devices; try --device=cpu.'
-            )
+        if device.index >= (n := torch.cuda.device_count()):
+            sys.exit(f'device is {name!r}, but PyTorch sees {n} CUDA devices; try --device=cpu.')
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision('high')  # TF32 where a matmul is in float32
     if kind == 'mps' and not torch.backends.mps.is_available():
@@ -223,6 +206,7 @@ class Run:
         self.ema = create_ema(self.raw, c.ema_decay) if c.ema_decay else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=machine.dtype == torch.float16)
         self.autocast = torch.autocast(self.device.type, machine.dtype, enabled=machine.dtype != torch.float32)
+        self.stateful = {'model': self.raw, 'optimizer': self.optimizer, 'ema': self.ema, 'scaler': self.scaler}
         self.model = torch.compile(self.raw, dynamic=False) if machine.compile else self.raw
         self.replica = DistributedDataParallel(self.model) if self.world > 1 else self.model
         self.batches = Batches(corpus.train, c.batch_size, c.block_size, c.seed, self.device)
@@ -231,13 +215,13 @@ class Run:
         self.epoch_loss = torch.zeros(2, device=self.device)  # sum over this epoch's steps so far, their number
 
     def train_step(self):
-        """One update of the weights. Returns the batch's mean loss (of this process's share) and its gradient's norm.
-
-        Raises FloatingPointError before the update if either is not finite.
-        """
+        """One update of the weights. Returns the batch's mean loss (of this process's share) and its gradient's norm;
+        raises FloatingPointError before the update if either is not finite."""
         c, parts = self.c, self.c.gradient_accumulation_steps
+        rate = learning_rate_at(self.step, peak=c.learning_rate, schedule=c.lr_schedule, warmup_iters=c.warmup_iters,
+                                total=self.total, min_lr=c.min_lr)  # fmt: skip
         for group in self.optimizer.param_groups:
-            group['lr'] = self.learning_rate()
+            group['lr'] = rate
         # dropout, too, is a pure function of (seed, step): no generator's state has to be saved to repeat it
         torch.manual_seed(int(np.random.SeedSequence((c.seed, self.step, self.rank)).generate_state(1)[0]))
         self.replica.train()
@@ -262,11 +246,6 @@ class Run:
         self.epoch_loss += torch.stack((total, torch.ones_like(total)))
         return total, norm
 
-    def learning_rate(self):
-        c = self.c
-        return learning_rate_at(self.step, peak=c.learning_rate, schedule=c.lr_schedule, warmup_iters=c.warmup_iters,
-                                total=self.total, min_lr=c.min_lr)  # fmt: skip
-
     @torch.no_grad()
     def evaluate(self, model):
         """The model's loss in nats per token over every validation token once; the processes share the work."""
@@ -288,16 +267,13 @@ class Run:
 
     def signal(self, caught):
         """The signal caught, or 0; the processes agree on it, as they must stop at the same step."""
-        mine = torch.tensor(float(caught[0] if caught else 0))
-        return int(self.sum_over_processes(mine).item() / max(1, self.world)) if self.world > 1 else int(mine)
+        mine = caught[0] if caught else 0
+        return mine if self.world == 1 else int(self.sum_over_processes(torch.tensor(float(mine))) / self.world)
 
     def state(self):
         """All that it takes to go on, as tensors and plain Python values."""
         return {
-            'model': self.raw.state_dict(),
-            'optimizer': self.optimizer.state_dict(),
-            'ema': self.ema.state_dict() if self.ema else None,
-            'scaler': self.scaler.state_dict(),
+            **{name: part and part.state_dict() for name, part in self.stateful.items()},
             'step': self.step,
             'evaluated': self.evaluated,
             'epoch_loss': self.epoch_loss,
@@ -308,21 +284,22 @@ class Run:
 
     def restore(self, saved):
         """Take up a state; exits if the knobs, corpus or vocabulary make this another run, prints what else differs."""
-        now = self.state()
-        changed = {k: (v, now['knobs'].get(k)) for k, v in saved['knobs'].items() if v != now['knobs'].get(k)}
-        refused = [f'{k} was {was!r}, now {is_now!r}' for k, (was, is_now) in changed.items() if k in FIXED]
+        now, changed = self.state(), {}
+        for knob, was in saved['knobs'].items():
+            if was != now['knobs'].get(knob):
+                changed[knob] = f'{knob} was {was!r}, now {now["knobs"].get(knob)!r}'
+        refused = [change for knob, change in changed.items() if knob in FIXED]
         refused += [f'another {k}' for k in ('corpus', 'vocabulary') if saved[k] != now[k]]
-        refused += ['ema_decay turned on or off'] if (saved['ema'] is None) != (now['ema'] is None) else []
+        if (saved['ema'] is None) != (now['ema'] is None):
+            refused.append('ema_decay turned on or off')
         if refused:
             sys.exit(f'cannot resume: {"; ".join(refused)}. Use the command of the first run, or another --out_dir.')
-        for name, (was, is_now) in changed.items():
-            if name not in ('out_dir', 'init_from', 'overwrite'):
-                say(f'resume: {name} was {was!r}, now {is_now!r}')
-        self.raw.load_state_dict(saved['model'])
-        self.optimizer.load_state_dict(saved['optimizer'])
-        if self.ema:
-            self.ema.load_state_dict(saved['ema'])
-        self.scaler.load_state_dict(saved['scaler'])
+        for knob, change in changed.items():
+            if knob not in ('out_dir', 'init_from', 'overwrite'):
+                say(f'resume: {change}')
+        for name, part in self.stateful.items():
+            if part:
+                part.load_state_dict(saved[name])
         self.step, self.evaluated = saved['step'], saved['evaluated']
         self.epoch_loss = saved['epoch_loss'].to(self.device)
 
@@ -353,37 +330,35 @@ def save_checkpoint(out_dir, state):
 
 def load_checkpoint(out_dir):
     """The state that save_checkpoint wrote, on the CPU. Exits if there is none or its checksum does not fit; nothing
-    in the file is executed."""
+    in it is executed."""
     path, previous = Path(out_dir) / 'ckpt.pt', Path(out_dir) / 'ckpt_prev.pt'
     if not path.exists() and previous.exists():
         path = previous  # the process died between the two renames
     try:
         data = path.read_bytes()
-    except OSError as error:
-        sys.exit(
-            f'{path} cannot be read: {error.strerror}. Without --init_from=resume, train.py starts a new run there.'
-        )
-    if hashlib.sha256(data[:-32]).digest() != data[-32:]:
-        remedy = (
-            f'go back to the one before it: mv {previous} {path}' if previous.exists() else 'start over: --overwrite'
-        )
-        sys.exit(f'{path} is damaged: its checksum does not fit its {len(data):,} bytes; {remedy}')
-    try:
+        if hashlib.sha256(data[:-32]).digest() != data[-32:]:
+            back = f'go back to the one before it: mv {previous} {path}'
+            remedy = back if previous.exists() else 'start over: --overwrite'
+            sys.exit(f'{path} is damaged: its checksum does not fit its {len(data):,} bytes; {remedy}')
         return torch.load(io.BytesIO(data[:-32]), map_location='cpu', weights_only=True)
+    except OSError as error:
+        sys.exit(f'{path} cannot be read: {error.strerror}. '
+                 'Without --init_from=resume, train.py starts a new run there.')  # fmt: skip
     except (pickle.UnpicklingError, RuntimeError) as error:
         sys.exit(f'{path} is not a checkpoint of this program: {str(error).splitlines()[0]}')
 
 
 def claim(c, out_dir):
-    """Make out_dir this process's own until it ends, however it ends; exits if a run is there that could be lost.
-
-    Returns the locked file, which the caller keeps open.
-    """
+    """Make out_dir this process's own until it closes the locked file that is returned, or ends, however it ends;
+    exits if a run is there that could be lost."""
     out_dir.mkdir(parents=True, exist_ok=True)
     lock = open(out_dir / 'lock', 'w')
     try:
-        if fcntl:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass  # Windows has no flock: two runs in one out_dir are not told apart there
     except BlockingIOError:
         sys.exit(f'{out_dir} is in use by a run that is still alive: wait for it, or choose another --out_dir.')
     files = [out_dir / name for name in ('ckpt.pt', 'ckpt_prev.pt', 'metrics.jsonl')]
@@ -405,23 +380,23 @@ def say(line):
         tqdm.write(line)
 
 
-class Metrics:
-    """metrics.jsonl in out_dir: one JSON object a log line or evaluation, cut back to where a resumed run starts."""
+def open_metrics(path, step):
+    """metrics.jsonl to append to: one JSON object a log line or evaluation, cut back to where a resumed run starts."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    kept = [line for line in lines if line.endswith('}') and json.loads(line)['step'] <= step]
+    path.write_text(''.join(line + '\n' for line in kept))
+    return open(path, 'a', buffering=1)
 
-    def __init__(self, path, step):
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if line.endswith('}') and json.loads(line)['step'] <= step]
-        path.write_text(''.join(line + '\n' for line in kept))
-        self.file = open(path, 'a', buffering=1)
 
-    def write(self, **numbers):
-        self.file.write(json.dumps(numbers) + '\n')
+def record(metrics, **numbers):
+    if metrics:  # the first process has it open
+        metrics.write(json.dumps(numbers) + '\n')
 
 
 def train(run, out_dir, caught):
     """Train until run.total steps are done or a signal is caught; returns the signal's number, or 0."""
     c, batches = run.c, run.batches
-    metrics = Metrics(out_dir / 'metrics.jsonl', run.step) if run.rank == 0 else None
+    metrics = open_metrics(out_dir / 'metrics.jsonl', run.step) if run.rank == 0 else None
     bar = tqdm(total=run.total, initial=run.step, unit='batch', disable=None if run.rank == 0 else True)
     losses, seconds, epoch_steps, epoch_seconds = [], 0.0, 0, 0.0
     while True:
@@ -456,8 +431,7 @@ def train(run, out_dir, caught):
             say(f'epoch {epoch:2d} | {run.step - begin:5d}/{end - begin} batches | lr {lr:.2e} | ms/batch {ms:6.1f} | '
                 f'loss {loss:6.3f} | gradient norm {norm.item():5.2f}')  # fmt: skip
             bar.set_postfix(epoch=epoch, loss=f'{loss:.2f}', refresh=False)
-            if metrics:
-                metrics.write(step=run.step, epoch=epoch, lr=lr, ms_per_batch=ms, loss=loss, grad_norm=norm.item())
+            record(metrics, step=run.step, epoch=epoch, lr=lr, ms_per_batch=ms, loss=loss, grad_norm=norm.item())
             epoch_steps, epoch_seconds = epoch_steps + len(losses), epoch_seconds + seconds
             losses, seconds = [], 0.0
     bar.close()
@@ -474,17 +448,14 @@ def report(run, metrics, epoch, tokens_per_second):
     say(f'epoch {epoch:.3g} loss: {val:.2f}' + (f' ema_loss: {ema:.2f}' if run.ema else ''))
     say(f'    training loss {loss_sum / steps:.3f} | perplexity {math.exp(val):.2f} | {per_byte:.3f} bits per byte | '
         f'{tokens_per_second:,.0f} tokens/s')  # fmt: skip
-    if metrics:
-        metrics.write(step=run.step, epoch=epoch, val_loss=val, ema_loss=ema, train_loss=loss_sum / steps,
-                      bits_per_byte=per_byte, tokens_per_s=tokens_per_second)  # fmt: skip
+    record(metrics, step=run.step, epoch=epoch, val_loss=val, ema_loss=ema, train_loss=loss_sum / steps,
+           bits_per_byte=per_byte, tokens_per_s=tokens_per_second)  # fmt: skip
     run.evaluated = run.step
 
 
 def stream_text(model, encoding, prompt, max_new_tokens, **options):
     """Yields the model's continuation of a prompt as text, as it comes; it stops at <|endoftext|>.
-
-    options: temperature, top_k and generator of model.generate.
-    """
+    options: temperature, top_k and generator of model.generate."""
     model.eval()
     device = next(model.parameters()).device
     ids = torch.tensor([[encoding.eot_token, *encoding.encode_ordinary(prompt)]], device=device)  # a document's start
@@ -516,65 +487,40 @@ def open_run(c, out_dir, machine):
     corpus and holds the lock while the others wait."""
     if 'RANK' in os.environ:
         dist.init_process_group('nccl' if machine.device.type == 'cuda' else 'gloo')
-        atexit.register(leave_processes)
+        atexit.register(dist.destroy_process_group)
+        atexit.register(gc.collect)  # runs first: gloo may abort while a DistributedDataParallel, a cycle, is there
     first = not dist.is_initialized() or dist.get_rank() == 0
     lock = claim(c, out_dir) if first else None
-    if not first:
+    corpus = open_corpus(c.dataset) if first else None
+    if dist.is_initialized():
         dist.barrier()
-    corpus = open_corpus(c.dataset)
-    if first and dist.is_initialized():
-        dist.barrier()
-    return corpus, lock
+    return corpus or open_corpus(c.dataset), lock
 
 
-def leave_processes():
-    gc.collect()  # gloo aborts now and then at exit while a DistributedDataParallel, which is a cycle, is still there
-    dist.destroy_process_group()
-
-
-def train_or_exit(run, out_dir, machine, command):
+def train_or_exit(run, out_dir, machine, resume):
     """train(), with what can stop it said in one line; a caught signal exits with 128 + its number."""
-    c = run.c
     try:
         signum = train(run, out_dir, catch_signals())
     except FloatingPointError as error:
-        sys.exit(
-            f'{error}: stopped before the update; likely too high a learning_rate, too short a warmup, or float16. '
-            f'The last checkpoint is whole: {command} --init_from=resume --learning_rate={c.learning_rate / 2}'
-        )
+        sys.exit(f'{error}: stopped before the update; likely too high a learning_rate, too short a warmup, or '
+                 'float16. The last checkpoint is whole: '
+                 f'{resume} --learning_rate={run.c.learning_rate / 2}')  # fmt: skip
     except torch.OutOfMemoryError:
-        sys.exit(out_of_memory(c, machine))
+        sys.exit(out_of_memory(run.c, machine))
     except OSError as error:  # a full disk may strike metrics.jsonl before a checkpoint
-        sys.exit(
-            f'{out_dir} could not be written: {error.strerror}. The last checkpoint is whole: '
-            f'{command} --init_from=resume'
-        )
+        sys.exit(f'{out_dir} could not be written: {error.strerror}. The last checkpoint is whole: {resume}')
     if signum:
-        say(f'stopped at step {run.step} and saved; go on with: {command} --init_from=resume')
+        say(f'stopped at step {run.step} and saved; go on with: {resume}')
         sys.exit(128 + signum)
 
 
 def out_of_memory(c, machine):
-    return (
-        f'{machine.device} is out of memory: --gradient_accumulation_steps={2 * c.gradient_accumulation_steps} '
-        f'gives the same update in about half of it, --batch_size={max(1, c.batch_size // 2)} a smaller one.'
-    )
+    more, less = 2 * c.gradient_accumulation_steps, max(1, c.batch_size // 2)
+    return (f'{machine.device} is out of memory: --gradient_accumulation_steps={more} gives the same update in about '
+            f'half of it, --batch_size={less} a smaller one.')  # fmt: skip
 
 
-def begin(run, out_dir, machine):
-    """Say what this run is, and take up its checkpoint where it is to be resumed."""
-    c, batches = run.c, run.batches
-    say(headline(c, run.corpus.meta['vocab_size']))
-    say(f'device: {machine.device}' + (f', {run.world} processes' if run.world > 1 else ''))
-    say(f'dtype: {str(machine.dtype).removeprefix("torch.")}' + (', compiled' if machine.compile else ''))
-    say(f'attention: {machine.attention} ({machine.reason})')
-    say(f'corpus: {c.dataset}, {len(batches.tokens):,} tokens, {batches.end_of_epoch(1):,} batches an epoch')
-    if c.init_from == 'resume':
-        run.restore(load_checkpoint(out_dir))
-        say(f'resumed at step {run.step} of {run.total}')
-
-
-def end(run, out_dir, command, files):
+def end(run, out_dir, resume, files):
     """Print what the model writes now, and how to go on."""
     generator = torch.Generator(run.device).manual_seed(run.c.seed)
     best = run.ema.module if run.ema else run.raw
@@ -582,7 +528,7 @@ def end(run, out_dir, command, files):
     print('\n', *text, '\n', sep='')
     print(f'sample more: python sample.py --out_dir={out_dir}')
     longer = f'--epochs={run.c.epochs + 1}' if run.c.max_iters is None else f'--max_iters={2 * run.c.max_iters}'
-    print(f'train on:    {command} --init_from=resume {longer}')
+    print(f'train on:    {resume} {longer}')
     print(f'time it:     python bench.py {" ".join(files[:1])}')
 
 
@@ -597,13 +543,20 @@ def main():
     corpus, lock = open_run(c, out_dir, machine)
     with lock or contextlib.nullcontext():
         run = Run(c, corpus, machine)
-        begin(run, out_dir, machine)
+        say(headline(c, corpus.meta['vocab_size']))
+        say(f'device: {machine.device}' + (f', {run.world} processes' if run.world > 1 else ''))
+        say(f'dtype: {str(machine.dtype).removeprefix("torch.")}' + (', compiled' if machine.compile else ''))
+        say(f'attention: {machine.attention} ({machine.reason})')
+        say(f'corpus: {c.dataset}, {len(corpus.train):,} tokens, {run.batches.end_of_epoch(1):,} batches an epoch')
+        if c.init_from == 'resume':
+            run.restore(load_checkpoint(out_dir))
+            say(f'resumed at step {run.step} of {run.total}')
         words = [word for word in sys.argv[1:] if not word.startswith(('--init_from', '--overwrite'))]
         launcher = ['torchrun', f'--nproc_per_node={run.world}'] if run.world > 1 else ['python']
-        command = shlex.join([*launcher, 'train.py', *words])
-        train_or_exit(run, out_dir, machine, command)
+        resume = shlex.join([*launcher, 'train.py', *words, '--init_from=resume'])
+        train_or_exit(run, out_dir, machine, resume)
         if run.rank == 0:
-            end(run, out_dir, command, files)
+            end(run, out_dir, resume, files)
 
 
 if __name__ == '__main__':
