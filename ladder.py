@@ -1,6 +1,6 @@
 """Run the ladder, row after row, and make README.md's tables and pictures from what came out.
 
-    python ladder.py                                   the log's fifteen rows
+    python ladder.py                                   the log's fifteen rows, and the rungs past it
     python ladder.py config/swiglu.py --seeds=1,2,3    some rows, several seeds each
     python ladder.py --puzzle                          the log's broken dropout, tried on rows 4 and 5
     python ladder.py --report                          the tables and pictures of all that is in results/
@@ -58,6 +58,9 @@ LOG = {
     'swiglu_23': '2.23',
     'learned': '2.58, 2.55, 2.53',
 }
+# a change each, from row 15 on; the last is row 14 with all of them
+PAST_THE_LOG = ('rate', 'muon', 'rotary', 'faster', 'embedding_norm', 'best', 'best_97m')
+ROWS = (*LOG, *PAST_THE_LOG)
 RESULTS, README = Path(__file__).parent / 'results', Path(__file__).parent / 'README.md'
 PALETTE = '#0072b2 #d55e00 #009e73 #cc79a7 #56b4e9 #e69f00 #000000'.split()  # Okabe and Ito's, for all eyes
 
@@ -254,7 +257,7 @@ def mean_sd(values, digits):
 
 
 def runs_by_row(results):
-    rows = {name: [run for run in results['rows'] if run['row'] == name] for name in LOG}
+    rows = {name: [run for run in results['rows'] if run['row'] == name] for name in ROWS}
     return {name: runs for name, runs in rows.items() if runs}
 
 
@@ -270,9 +273,33 @@ def table(results):
             mean_sd([e[key] for e in ends[-1]], digits) for key, digits in (('train_loss', 2), ('bits_per_byte', 3))
         ]
         ms = f'{statistics.median(run["ms_per_batch"] for run in runs):.0f}'
-        cells = [list(LOG).index(name) + 1, f'`{name}`', LOG[name], losses, *last, ms]
+        cells = [ROWS.index(name) + 1, f'`{name}`', LOG.get(name, ''), losses, *last, ms]
         lines.append('| ' + ' | '.join(map(str, cells)) + ' |')
     return '\n'.join(lines)
+
+
+def bench_table(results):
+    """The README's table of one results file of bench.py's rows."""
+    lines = ['| config | ms/batch | p10 to p90 | tokens/s | TFLOP/s | of the peak |', '|---|---|---|---|---|---|']
+    for row in results['rows']:
+        cells = [f'`{row["config"]}`', f'{row["ms_median"]:,.0f}', f'{row["ms_p10"]:,.0f} to {row["ms_p90"]:,.0f}',
+                 f'{row["tokens_per_s"]:,.0f}', f'{row["tflops"]:.3f}', f'{row["peak_share"]:.0%}']  # fmt: skip
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def samples(results):
+    """What the rows made of the prompt, a line each, of the first seed; empty where none was kept."""
+    first = {name: runs[0].get('sample') for name, runs in runs_by_row(results).items()}
+    lines = [f'    {name:22s}{text[:200]}' for name, text in first.items() if text]
+    return '\n'.join(['', '', 'Each goes on from the same beginning:', '', *lines]) if lines else ''
+
+
+README_BLOCKS = {  # what results/KIND_NAME.json becomes between README.md's <!-- KIND_NAME --> and <!-- /KIND_NAME -->
+    'ladder': lambda results: table(results) + samples(results),
+    'dropout': puzzle_table,
+    'bench': bench_table,
+}
 
 
 def spread(values, gap):
@@ -331,14 +358,14 @@ def replace_between(text, name, new):
 
 def make_report():
     text = README.read_text()
-    for path in sorted(RESULTS.glob('ladder_*.json')):
+    for path in sorted(RESULTS.glob('*.json')):
+        kind, _, name = path.stem.partition('_')
         results = json.loads(path.read_text())
-        text = replace_between(text, path.stem, table(results))
-        draw_losses(results, path.with_suffix('.png'))
-        draw_speed(results, RESULTS / f'speed_{path.stem.removeprefix("ladder_")}.png')
-        print(f'{path.stem}: table in README.md, pictures in {RESULTS}')
-    for path in sorted(RESULTS.glob('dropout_*.json')):
-        text = replace_between(text, path.stem, puzzle_table(json.loads(path.read_text())))
+        text = replace_between(text, path.stem, README_BLOCKS[kind](results))
+        if kind == 'ladder':
+            draw_losses(results, path.with_suffix('.png'))
+            draw_speed(results, RESULTS / f'speed_{name}.png')
+        print(f'{path.stem}: README.md' + (f' and pictures in {RESULTS}' if kind == 'ladder' else ''))
     README.write_text(text)
 
 
@@ -349,7 +376,7 @@ def main():
     elif c.puzzle:
         solve_puzzle(c, overrides(sys.argv[1:]))
     else:
-        rows = files or [f'{Path(__file__).parent}/config/{row}.py' for row in LOG]
+        rows = files or [f'{Path(__file__).parent}/config/{row}.py' for row in ROWS]
         run_ladder(c, rows, overrides(sys.argv[1:]))
 
 

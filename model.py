@@ -109,6 +109,8 @@ class Config:
     activation: str  # 'gelu' or 'swiglu'
     position: str  # 'rotary' or 'learned'
     attention: str  # a key of ATTENTION
+    embedding_norm: bool
+    head_gate: bool
 
     def __post_init__(self):
         if self.n_embd % self.n_head:
@@ -158,6 +160,7 @@ class Attention(nn.Module):
         self.n_head, self.dropout, self.attend = c.n_head, c.dropout, ATTENTION[c.attention]
         self.qkv = nn.Linear(c.n_embd, 3 * c.n_embd)
         self.proj = nn.Linear(c.n_embd, c.n_embd)
+        self.gate = nn.Linear(c.n_embd, c.n_head) if c.head_gate else None
 
     def forward(self, x, rotary=None, cache=None):
         B, T, C = x.shape
@@ -170,6 +173,8 @@ class Attention(nn.Module):
         # the kernels are functions and do not know model.eval(): forgetting this keeps dropout on in validation,
         # which may be the log's "my guess is that the dropout is broken"
         y = self.attend(q, k, v, self.dropout if self.training else 0.0)
+        if self.gate is not None:  # each token says how much of each head it wants (Qiu et al., 2025); 1 at first
+            y = y * (2 * self.gate(x).sigmoid())[..., None]
         return self.proj(y.reshape(B, T, C))
 
 
@@ -267,7 +272,7 @@ class Transformer(LanguageModel):
         self.block_size, self.vocab_size = c.block_size, c.vocab_size
         self.embedding = nn.Embedding(math.ceil(c.vocab_size / 8) * 8, c.n_embd)  # tensor cores want multiples of 8
         self.positions = nn.Parameter(torch.empty(c.block_size, c.n_embd)) if c.position == 'learned' else None
-        self.drop = nn.Dropout(c.dropout)
+        self.drop, self.embedding_norm = nn.Dropout(c.dropout), c.embedding_norm
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
         self.norm = nn.LayerNorm(c.n_embd)
         if c.position == 'rotary':
@@ -280,7 +285,9 @@ class Transformer(LanguageModel):
         """GPT-2's: weights from N(0, 0.02²), biases 0. Each block adds two projections to the stream; dividing their
         scale by sqrt(2 n_layer) keeps the stream's variance independent of depth."""
         for name, p in self.named_parameters():
-            if p.dim() > 1:
+            if name.endswith('gate.weight'):
+                nn.init.zeros_(p)
+            elif p.dim() > 1:
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * n_layer) if name.endswith('proj.weight') else 0.02)
             elif name.endswith('bias'):
                 nn.init.zeros_(p)
@@ -291,6 +298,8 @@ class Transformer(LanguageModel):
         x = self.embedding(idx)  # (B, T, C)
         if self.positions is not None:
             x = x + self.positions[start:end]
+        if self.embedding_norm:  # blocks add to a stream of size 1 a channel, not 0.02
+            x = F.rms_norm(x, (x.size(-1),))
         rotary = (self.cos[start:end], self.sin[start:end]) if self.positions is None else None
         x = self.drop(x)
         for block in self.blocks:

@@ -15,7 +15,7 @@ from model import ATTENTION, Config, SwiGLU, TorchTransformer, Transformer, rota
 
 V, T, C, H = 19, 16, 32, 4
 KERNELS = ['naive', 'chunked', 'sdpa']
-BUILDS = ['rotary', 'learned', 'torch']  # the flash model with either kind of positions, and PyTorch's
+BUILDS = ['rotary', 'learned', 'gated', 'torch']  # the flash model in three ways, and PyTorch's
 
 
 @pytest.fixture(autouse=True)
@@ -25,14 +25,20 @@ def several_chunks(monkeypatch):
 
 def shape(**changes):
     defaults = dict(vocab_size=V, block_size=T, n_layer=2, n_head=H, n_embd=C, d_ff=48, dropout=0.0)
-    return Config(**(defaults | dict(activation='gelu', position='rotary', attention='sdpa') | changes))
+    switches = dict(activation='gelu', position='rotary', attention='sdpa', embedding_norm=False, head_gate=False)
+    return Config(**(defaults | switches | changes))
 
 
 def build(kind, **changes):
     torch.manual_seed(0)
     if kind == 'torch':
         return TorchTransformer(shape(**changes)).double()
-    return Transformer(shape(position=kind, **changes)).double()
+    switches = dict(embedding_norm=True, head_gate=True) if kind == 'gated' else dict(position=kind)
+    net = Transformer(shape(**switches | changes)).double()
+    for block in net.blocks:
+        if block.attn.gate is not None:  # zeros, and so of no effect, at first
+            nn.init.normal_(block.attn.gate.weight)
+    return net
 
 
 def tokens(length=T, batch=3):
@@ -205,6 +211,30 @@ def test_flash_model_equals_torch_layers():
     torch.testing.assert_close(net(x, y), F.cross_entropy(logits.flatten(0, 1), y.flatten()))
 
 
+def test_gates_and_norm_against_the_plain_model():
+    """The plain model gives the same once its embedding's rows are scaled and its heads' outputs are by hooks."""
+    net, plain = build('gated'), build('rotary')
+    plain.load_state_dict(net.state_dict(), strict=False)
+    plain.embedding.register_forward_hook(lambda m, i, out: out / out.square().mean(-1, keepdim=True).sqrt())
+    for ours, theirs in zip(net.blocks, plain.blocks, strict=True):
+        seen = []
+        theirs.attn.register_forward_pre_hook(lambda m, args, seen=seen: seen.append(args[0]))
+
+        def scale(m, args, gate=ours.attn.gate, seen=seen):
+            share = 2 / (1 + torch.exp(-(seen[-1] @ gate.weight.T + gate.bias)))
+            return (args[0] * share.repeat_interleave(C // H, dim=-1),)
+
+        theirs.attn.proj.register_forward_pre_hook(scale)
+    torch.testing.assert_close(net(tokens()), plain(tokens()))
+
+
+def test_gates_begin_open():
+    torch.manual_seed(0)
+    net, plain = Transformer(shape(head_gate=True)), build('rotary').float()
+    plain.load_state_dict(net.state_dict(), strict=False)
+    torch.testing.assert_close(net(tokens()), plain(tokens()))
+
+
 @pytest.mark.parametrize('kind', BUILDS)
 @pytest.mark.parametrize('mode', ['train', 'eval'])
 def test_no_position_sees_its_future(kind, mode):
@@ -308,7 +338,7 @@ def test_generation_equals_recomputing_the_whole_prefix(kind):
         idx = torch.cat((idx, token), dim=1)
 
 
-@pytest.mark.parametrize('kind', ['rotary', 'learned'])
+@pytest.mark.parametrize('kind', ['rotary', 'learned', 'gated'])
 def test_cached_logits_equal_the_full_forward(kind):
     net, x, cache = build(kind).eval(), tokens(), model.Cache(T)
     parts = [net(x[:, :6], cache=cache)] + [net(x[:, t : t + 1], cache=cache) for t in range(6, T)]

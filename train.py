@@ -61,6 +61,8 @@ d_ff = 200  # width of the feed-forward: the log's "model width"
 activation = 'gelu'  # 'gelu' or 'swiglu'
 position = 'rotary'  # 'rotary' or 'learned'
 dropout = 0.0  # share of activations set to 0 in training
+embedding_norm = False  # scale every token's embedding to a mean square of 1
+head_gate = False  # let every token turn each attention head up or down
 attention = 'auto'  # 'flash' (flash-attn), 'sdpa', 'chunked', 'naive' (see model.py), or 'auto': the fastest here
 # optimizer
 optimizer = 'adamw'  # 'sgd', 'adam', 'adamw', or 'muon' with AdamW for what is no matrix of a block
@@ -96,7 +98,8 @@ AT_LEAST_0 = 'seed dropout learning_rate warmup_iters min_lr weight_decay grad_c
 BELOW_1 = ('dropout', 'ema_decay')
 OPTIMIZER_NAMES = {'sgd': 'SGD', 'muon': 'Muon'}  # in the headline; the log calls AdamW Adam
 # a resumed run must have these as they were, or it would be another run
-FIXED = 'model n_layer n_head n_embd d_ff block_size activation position optimizer seed batch_size'.split()
+FIXED = ('model n_layer n_head n_embd d_ff block_size activation position embedding_norm head_gate optimizer seed '
+         'batch_size').split()  # fmt: skip
 
 
 def check_knobs(c):
@@ -181,6 +184,8 @@ def headline(c, vocab_size):
         'swiglu activation' if flash and c.activation == 'swiglu' else '',
         f'model width {c.d_ff}' if c.d_ff >= 2 * c.n_embd else '',  # the log names it where it is the news
         f'{c.position} position embeddings' if flash else '',
+        'embedding norm' if flash and c.embedding_norm else '',
+        'head gates' if flash and c.head_gate else '',
         f'batch size {c.batch_size}',
         f'{OPTIMIZER_NAMES.get(c.optimizer, "Adam")} learning rate {rate}',
         f'dropout {c.dropout}',

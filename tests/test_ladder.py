@@ -158,7 +158,14 @@ def test_labels_keep_their_distance():
 
 def test_the_readme_says_what_the_results_hold():
     readme = (Path(REPO) / 'README.md').read_text()
-    for path in Path(REPO).glob('results/ladder_*.json'):
-        assert f'<!-- {path.stem} -->\n{ladder.table(json.loads(path.read_text()))}\n<!--' in readme
-    for path in Path(REPO).glob('results/dropout_*.json'):
-        assert f'<!-- {path.stem} -->\n{ladder.puzzle_table(json.loads(path.read_text()))}\n<!--' in readme
+    paths = list(Path(REPO).glob('results/*.json'))
+    assert len(paths) >= 3
+    for path in paths:
+        block = ladder.README_BLOCKS[path.stem.split('_')[0]](json.loads(path.read_text()))
+        assert f'<!-- {path.stem} -->\n{block}\n<!-- /{path.stem} -->' in readme
+
+
+def test_samples_follow_the_table():
+    results = {'rows': [{**run_of('swiglu', 1, [(1, 3.0)]), 'sample': 'said "Yes"'}, run_of('ema', 1, [(1, 3.0)])]}
+    assert ladder.samples(results).splitlines()[-1].split(maxsplit=1) == ['swiglu', 'said "Yes"']
+    assert len(ladder.samples(results).splitlines()) == 5

@@ -86,7 +86,7 @@ def test_muons_first_update_is_the_gradient_with_equal_singular_values():
 
 @pytest.mark.parametrize('model', [Transformer, TorchTransformer])
 def test_muon_takes_the_blocks_matrices_and_nothing_else(model):
-    shape = Config(9, 8, 2, 2, 8, 12, 0.0, 'swiglu', 'learned', 'sdpa')
+    shape = Config(9, 8, 2, 2, 8, 12, 0.0, 'swiglu', 'learned', 'sdpa', True, False)
     muon, adamw = create_optimizer(model(shape), 'muon', 0.01, 0.1).parts
     assert len(muon.param_groups[0]['params']) == 2 * 4
     assert {p.size(0) for p in adamw.param_groups[0]['params']} <= {8, 9, 16}  # positions, head, embedding
