@@ -21,6 +21,7 @@ import os
 import pickle
 import shlex
 import signal
+import struct
 import sys
 import time
 import timeit
@@ -272,8 +273,11 @@ class Run:
 
     def signal(self, caught):
         """The signal caught, or 0; the processes agree on it, as they must stop at the same step."""
-        mine = caught[0] if caught else 0
-        return mine if self.world == 1 else int(self.sum_over_processes(torch.tensor(float(mine))) / self.world)
+        signum = torch.tensor(caught[0] if caught else 0)
+        if self.world > 1:
+            signum = signum.to(self.device)
+            dist.all_reduce(signum, dist.ReduceOp.MAX)
+        return int(signum)
 
     def state(self):
         """All that it takes to go on, as tensors and plain Python values."""
@@ -343,14 +347,14 @@ def load_checkpoint(out_dir):
         data = path.read_bytes()
         if hashlib.sha256(data[:-32]).digest() != data[-32:]:
             back = f'go back to the one before it: mv {previous} {path}'
-            remedy = back if previous.exists() else 'start over: --overwrite'
+            remedy = back if path != previous and previous.exists() else 'start over: --overwrite'
             sys.exit(f'{path} is damaged: its checksum does not fit its {len(data):,} bytes; {remedy}')
         return torch.load(io.BytesIO(data[:-32]), map_location='cpu', weights_only=True)
     except OSError as error:
         sys.exit(f'{path} cannot be read: {error.strerror}. '
                  'Without --init_from=resume, train.py starts a new run there.')  # fmt: skip
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        sys.exit(f'{path} is not a checkpoint of this program: {str(error).splitlines()[0]}')
+    except (pickle.UnpicklingError, RuntimeError, EOFError, struct.error) as error:
+        sys.exit(f'{path} is not a checkpoint of this program: {(str(error) or "it ends early").splitlines()[0]}')
 
 
 def claim(c, out_dir):
@@ -412,7 +416,8 @@ def train(run, out_dir, caught):
         signum = run.signal(caught)
         due = run.evaluated < run.step and (epoch_ended or finished or run.step % c.eval_interval == 0)
         if due and not signum:
-            speed = epoch_steps * c.batch_size * c.block_size / max(epoch_seconds, 1e-9)  # tokens a second
+            steps = epoch_steps + len(losses)  # logged, and since
+            speed = steps * c.batch_size * c.block_size / max(epoch_seconds + seconds, 1e-9)  # tokens a second
             report(run, metrics, int(epoch) if epoch_ended else epoch, speed)
             if epoch_ended:
                 run.epoch_loss.zero_()

@@ -8,6 +8,7 @@ import io
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import resource
 import shutil
@@ -269,6 +270,18 @@ def test_a_damaged_checkpoint_is_found(run):
     os.replace('out/damage/ckpt_prev.pt', path)  # the remedy
     assert load('out/damage')['step'] == 5
     assert 'resumed at step 5' in run('--out_dir=out/damage', '--init_from=resume')
+    path.unlink()
+    Path('out/damage/ckpt_prev.pt').write_bytes(whole[:-1])  # alone, it is what would be gone back to
+    with pytest.raises(SystemExit, match=r'^out/damage/ckpt_prev.pt is damaged.*start over: --overwrite$'):
+        load('out/damage')
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(run):
+    run('--out_dir=out/foreign')
+    for data in (b'junk', b'', pickle.dumps({'step': 1})):
+        Path('out/foreign/ckpt.pt').write_bytes(data + hashlib.sha256(data).digest())
+        with pytest.raises(SystemExit, match='is not a checkpoint of this program'):
+            load('out/foreign')
 
 
 class Hostile:
@@ -365,11 +378,25 @@ def test_resuming_nothing_is_refused(run):
 # ---- 14: several processes -----------------------------------------------------------------------------------------
 
 
-def torchrun(processes, *knobs):
+def torchrun(processes, *knobs, program=f'{REPO}/train.py'):
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
-    environment = os.environ | {'OMP_NUM_THREADS': '1'}
-    return subprocess.run([*command, f'{REPO}/train.py', *SMALL, '--dataset=tiny', *knobs], env=environment,
+    environment = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': REPO}
+    return subprocess.run([*command, program, *SMALL, '--dataset=tiny', *knobs], env=environment,
                           capture_output=True, text=True, timeout=120)  # fmt: skip
+
+
+def test_processes_agree_on_a_signal_that_one_of_them_caught(tmp_path):
+    program = tmp_path / 'agree.py'
+    program.write_text("""
+import torch, train
+train.dist.init_process_group('gloo')
+run = type('Run', (), {'world': 4, 'device': torch.device('cpu')})
+rank = train.dist.get_rank()
+assert train.Run.signal(run, []) == 0 and train.Run.signal(run, [15] if rank == 2 else []) == 15
+train.dist.destroy_process_group()
+""")
+    done = torchrun(4, program=str(program))
+    assert done.returncode == 0, done.stderr
 
 
 def test_resuming_with_one_two_and_one_process(run, workplace):
