@@ -288,6 +288,15 @@ def bench_table(results):
     return '\n'.join(lines)
 
 
+def screening_table(results):
+    """The README's table of changes that were tried once, each against the run that it changes."""
+    lines = ['| change | to | loss | difference |', '|---|---|---|---|']
+    for case in results['cases']:
+        loss, difference = case['val_loss'], case['val_loss'] - case['base_loss']
+        lines.append(f'| {case["change"]} | {case["base"]} | {loss:.3f} | {difference:+.3f} |')
+    return '\n'.join(lines)
+
+
 def samples(results):
     """What the rows made of the prompt, a line each, of the first seed; empty where none was kept."""
     first = {name: runs[0].get('sample') for name, runs in runs_by_row(results).items()}
@@ -299,6 +308,7 @@ README_BLOCKS = {  # what results/KIND_NAME.json becomes between README.md's <!-
     'ladder': lambda results: table(results) + samples(results),
     'dropout': puzzle_table,
     'bench': bench_table,
+    'screening': screening_table,
 }
 
 

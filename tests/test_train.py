@@ -2,6 +2,7 @@
 
 import json
 import math
+import platform
 import re
 import shutil
 import subprocess
@@ -253,6 +254,31 @@ def test_a_sample_ends_at_the_end_of_a_document(run, monkeypatch, capsys):
     monkeypatch.setattr('model.Transformer.generate', lambda self, *args, **options: (torch.tensor([[i]]) for i in ids))
     main(monkeypatch, sample, '--out_dir=out/end', '--start=x')
     assert capsys.readouterr().out == 'xab\n---------------\n'
+
+
+@pytest.mark.parametrize(('ratio', 'fast'), [(2.5, False), (4.0, True)])
+def test_a_cpu_takes_bfloat16_where_a_product_in_it_is_three_times_as_fast(monkeypatch, ratio, fast):
+    times = iter([[9.0, ratio], [9.0, 1.0]])  # of float32, of bfloat16
+    monkeypatch.setattr(train.timeit, 'repeat', lambda *args, **options: next(times))
+    assert train.has_fast_bfloat16(torch.device('cpu')) == fast
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='a setting of glibc')
+def test_freed_memory_is_not_asked_for_anew():
+    """The page faults of allocating four times 20 MB again and again, in a process of its own: 20,000 in a round by
+    default."""
+    program = """
+import resource, torch, train
+train.keep_freed_memory()
+faults = []
+for _ in range(5):
+    tensors = [torch.ones(5_000_000) for _ in range(4)]
+    del tensors
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[-1] - faults[1])
+"""
+    done = subprocess.run([sys.executable, '-c', program], cwd=REPO, capture_output=True, text=True)
+    assert int(done.stdout) < 15_000, done.stderr
 
 
 BENCH = [*(flag for flag in SMALL if 'interval' not in flag), '--seconds=0.01']
