@@ -278,7 +278,7 @@ def test_a_damaged_checkpoint_is_found(run):
 
 def test_a_file_that_is_no_checkpoint_is_refused(run):
     run('--out_dir=out/foreign')
-    for data in (b'junk', b'', pickle.dumps({'step': 1})):
+    for data in (b'junk', b'', pickle.dumps({'step': 1}, protocol=2)):
         Path('out/foreign/ckpt.pt').write_bytes(data + hashlib.sha256(data).digest())
         with pytest.raises(SystemExit, match='is not a checkpoint of this program'):
             load('out/foreign')
