@@ -31,7 +31,7 @@ def naive_attention(q, k, v, dropout=0.0):
 
 def chunked_attention(q, k, v, dropout=0.0):
     """The naive formula for CHUNK queries at a time, on the keys that these may see: nearly half of the work is never
-    done. On a CPU in bfloat16 it takes about half as long as PyTorch's kernel."""
+    done. On a CPU in bfloat16 a layer takes 24 ms where PyTorch's kernel takes 40 (results/bench_cpu.json)."""
     past, parts = k.size(1) - q.size(1), []
     for start in range(0, q.size(1), CHUNK):
         seen = past + start + CHUNK

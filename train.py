@@ -140,7 +140,9 @@ def choose_machine(c):
         keep_freed_memory()
     fast = 'bfloat16' if has_fast_bfloat16(device) else 'float32'
     dtype = getattr(torch, fast if c.dtype == 'auto' else c.dtype)
-    attention, reason = choose_attention(c.attention, device, dtype, c.dropout)
+    attention, reason = 'sdpa', "nn.MultiheadAttention's own choice"
+    if c.model == 'flash':
+        attention, reason = choose_attention(c.attention, device, dtype, c.dropout)
     return Machine(device, dtype, kind == 'cuda' if c.compile is None else c.compile, attention, reason)
 
 

@@ -256,6 +256,11 @@ def test_a_sample_ends_at_the_end_of_a_document(run, monkeypatch, capsys):
     assert capsys.readouterr().out == 'xab\n---------------\n'
 
 
+def test_the_torch_model_says_that_it_picks_its_own_attention(run):
+    out = run(f'{REPO}/config/adam.py', '--n_head=2', '--dtype=bfloat16', '--out_dir=out/own', '--max_iters=1')
+    assert "\nattention: sdpa (nn.MultiheadAttention's own choice)\n" in out
+
+
 @pytest.mark.parametrize(('ratio', 'fast'), [(2.5, False), (4.0, True)])
 def test_a_cpu_takes_bfloat16_where_a_product_in_it_is_three_times_as_fast(monkeypatch, ratio, fast):
     times = iter([[9.0, ratio], [9.0, 1.0]])  # of float32, of bfloat16
