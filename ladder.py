@@ -19,6 +19,7 @@ import signal
 import statistics
 import sys
 import time
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -79,7 +80,7 @@ def run_row(config, seed, scale, flags, folder):
     c, _ = configure([train.__file__], [config, *flags])
     knobs = [*flags, f'--seed={seed}', f'--out_dir={folder}']
     if c.optimizer != 'sgd' and scale != 1:
-        knobs.append(f'--learning_rate={c.learning_rate * scale:.6g}')
+        knobs += [f'--learning_rate={c.learning_rate * scale:.6g}', f'--min_lr={c.min_lr * scale:.6g}']
     if any((folder / name).exists() for name in ('ckpt.pt', 'ckpt_prev.pt')):
         knobs.append('--init_from=resume')
     torch.compiler.reset()  # it compiles the same code only so many times, and the rows share theirs
@@ -90,6 +91,9 @@ def run_row(config, seed, scale, flags, folder):
         if stop.code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
             raise
         print(stop.code, file=sys.stderr)
+        return False
+    except Exception:  # whatever it is, the other rows are not to suffer
+        traceback.print_exc()
         return False
     return True
 
@@ -112,7 +116,8 @@ def sample(folder, prompt):
     model, encoding, machine = load_model(folder)
     generator = torch.Generator(machine.device).manual_seed(1)
     text = stream_text(model, encoding, prompt, 60, temperature=0.7, top_k=50, generator=generator)
-    return ' '.join((prompt + ''.join(text)).split())
+    with torch.autocast(machine.device.type, machine.dtype, enabled=machine.dtype != torch.float32):
+        return ' '.join((prompt + ''.join(text)).split())
 
 
 def place(c):
@@ -333,7 +338,7 @@ def draw_losses(results, path):
     low, high = min(ends), max(curve[0][1] for curve in curves.values())
     labels = spread(ends, (high - low) / 30)
     for i, ((name, curve), at) in enumerate(zip(curves.items(), labels, strict=True)):
-        style = {'color': PALETTE[i % len(PALETTE)], 'linestyle': '-' if i < len(PALETTE) else '--'}
+        style = {'color': PALETTE[i % len(PALETTE)], 'linestyle': ('-', '--', ':', '-.')[i // len(PALETTE)]}
         axes.plot(*zip(*curve, strict=True), marker='o', markersize=3, **style)
         axes.annotate(f'{name} {curve[-1][1]:.2f}', curve[-1], (1.02, at), textcoords=('axes fraction', 'data'),
                       color=style['color'], va='center', annotation_clip=False)  # fmt: skip

@@ -163,7 +163,7 @@ def has_fast_bfloat16(device):
 def keep_freed_memory():
     """glibc gives large blocks back to the system when they are freed, and the system clears them when they are asked
     for anew, in every step: a sixth of its time (swiglu, 4 x 1024, two cores of an AMD EPYC)."""
-    with contextlib.suppress(OSError, AttributeError):  # another libc has no such setting
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another libc has no such setting, Windows no libc
         for option, value in ((-3, 1 << 25), (-1, (1 << 31) - 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD: its largest
             ctypes.CDLL(None).mallopt(option, value)
 
@@ -204,6 +204,7 @@ class Run:
 
     def __init__(self, c, corpus, machine):
         self.c, self.corpus, self.device = c, corpus, machine.device
+        self.dtype = str(machine.dtype).removeprefix('torch.')
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.parts = self.world * c.gradient_accumulation_steps
         if c.batch_size % self.parts:
@@ -289,6 +290,7 @@ class Run:
             'evaluated': self.evaluated,
             'epoch_loss': self.epoch_loss,
             'knobs': vars(self.c),
+            'dtype': self.dtype,
             'vocabulary': self.corpus.vocabulary,
             'corpus': self.corpus.meta['train']['sha256'],
         }
@@ -308,9 +310,14 @@ class Run:
         for knob, change in changed.items():
             if knob not in ('out_dir', 'init_from', 'overwrite'):
                 say(f'resume: {change}')
+        if saved['dtype'] != now['dtype']:  # 'auto' may choose another on another machine
+            say(f'resume: computed in {saved["dtype"]}, now in {now["dtype"]}')
+        decays = [group['weight_decay'] for group in self.optimizer.param_groups]
         for name, part in self.stateful.items():
-            if part:
+            if part and saved[name]:  # a scaler that was off has no state
                 part.load_state_dict(saved[name])
+        for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
+            group['weight_decay'] = decay  # the knob's, which may have changed, not the saved one
         self.step, self.evaluated = saved['step'], saved['evaluated']
         self.epoch_loss = saved['epoch_loss'].to(self.device)
 
@@ -362,8 +369,11 @@ def load_checkpoint(out_dir):
 def claim(c, out_dir):
     """Make out_dir this process's own until it closes the locked file that is returned, or ends, however it ends;
     exits if a run is there that could be lost."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    lock = open(out_dir / 'lock', 'w')
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        lock = open(out_dir / 'lock', 'w')
+    except OSError as error:
+        sys.exit(f'{out_dir} cannot be used as a folder for the run: {error.strerror}. Choose another --out_dir.')
     try:
         import fcntl
 
@@ -513,6 +523,7 @@ def train_or_exit(run, out_dir, machine, resume):
     """train(), with what can stop it said in one line; a caught signal exits with 128 + its number."""
     try:
         signum = train(run, out_dir, catch_signals())
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # nothing is left to save: Ctrl-C quits
     except FloatingPointError as error:
         sys.exit(f'{error}: stopped before the update; likely too high a learning_rate, too short a warmup, or '
                  'float16. The last checkpoint is whole: '
@@ -537,7 +548,8 @@ def end(run, out_dir, resume, files):
     generator = torch.Generator(run.device).manual_seed(run.c.seed)
     best = run.ema.module if run.ema else run.raw
     text = stream_text(best, run.corpus.encoding, '', 200, temperature=0.8, top_k=50, generator=generator)
-    print('\n', *text, '\n', sep='')
+    with run.autocast:
+        print('\n', *text, '\n', sep='')
     print(f'sample more: python sample.py --out_dir={out_dir}')
     longer = f'--epochs={run.c.epochs + 1}' if run.c.max_iters is None else f'--max_iters={2 * run.c.max_iters}'
     print(f'train on:    {resume} {longer}')
@@ -557,7 +569,7 @@ def main():
         run = Run(c, corpus, machine)
         say(headline(c, corpus.meta['vocab_size']))
         say(f'device: {machine.device}' + (f', {run.world} processes' if run.world > 1 else ''))
-        say(f'dtype: {str(machine.dtype).removeprefix("torch.")}' + (', compiled' if machine.compile else ''))
+        say(f'dtype: {run.dtype}' + (', compiled' if machine.compile else ''))
         say(f'attention: {machine.attention} ({machine.reason})')
         say(f'corpus: {c.dataset}, {len(corpus.train):,} tokens, {run.batches.end_of_epoch(1):,} batches an epoch')
         if c.init_from == 'resume':

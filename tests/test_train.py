@@ -256,6 +256,26 @@ def test_a_sample_ends_at_the_end_of_a_document(run, monkeypatch, capsys):
     assert capsys.readouterr().out == 'xab\n---------------\n'
 
 
+def test_a_resumed_run_takes_its_weight_decay_from_the_knob_and_says_a_new_dtype(run):
+    run('--out_dir=out/changed', '--max_iters=2')
+    again = ('--out_dir=out/changed', '--init_from=resume')
+    out = run(*again, '--weight_decay=0.5', '--dtype=bfloat16', '--max_iters=3')
+    assert 'computed in float32, now in bfloat16' in out and 'weight_decay was 0.1, now 0.5' in out
+    groups = checkpoint('out/changed')['optimizer']['param_groups']
+    assert [group['weight_decay'] for group in groups] == [0.5, 0.5, 0.0]
+    assert 'now in float16' in run(*again, '--weight_decay=0.5', '--dtype=float16', '--max_iters=4')
+
+
+def test_the_closing_sample_is_computed_in_the_runs_dtype(run, monkeypatch):
+    """flash-attn takes nothing but half precision."""
+    seen = []
+    monkeypatch.setattr(train, 'stream_text', lambda *args, **options: (
+        seen.append(torch.is_autocast_enabled('cpu')) or 'x' for _ in range(1)
+    ))  # fmt: skip
+    run('--out_dir=out/closing', '--dtype=bfloat16', '--max_iters=1')
+    assert seen == [True]
+
+
 def test_the_torch_model_says_that_it_picks_its_own_attention(run):
     out = run(f'{REPO}/config/adam.py', '--n_head=2', '--dtype=bfloat16', '--out_dir=out/own', '--max_iters=1')
     assert "\nattention: sdpa (nn.MultiheadAttention's own choice)\n" in out
@@ -270,8 +290,7 @@ def test_a_cpu_takes_bfloat16_where_a_product_in_it_is_three_times_as_fast(monke
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='a setting of glibc')
 def test_freed_memory_is_not_asked_for_anew():
-    """The page faults of allocating four times 20 MB again and again, in a process of its own: 20,000 in a round by
-    default."""
+    """The page faults of allocating four times 20 MB again and again, in a process of its own: by default thousands."""
     program = """
 import resource, torch, train
 train.keep_freed_memory()
@@ -283,7 +302,7 @@ for _ in range(5):
 print(faults[-1] - faults[1])
 """
     done = subprocess.run([sys.executable, '-c', program], cwd=REPO, capture_output=True, text=True)
-    assert int(done.stdout) < 15_000, done.stderr
+    assert int(done.stdout) < 2_000, done.stderr
 
 
 BENCH = [*(flag for flag in SMALL if 'interval' not in flag), '--seconds=0.01']
