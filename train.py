@@ -310,8 +310,9 @@ class Run:
         for knob, change in changed.items():
             if knob not in ('out_dir', 'init_from', 'overwrite'):
                 say(f'resume: {change}')
-        if saved['dtype'] != now['dtype']:  # 'auto' may choose another on another machine
-            say(f'resume: computed in {saved["dtype"]}, now in {now["dtype"]}')
+        was = saved.get('dtype', now['dtype'])  # the first checkpoints did not hold it
+        if was != now['dtype']:  # 'auto' may choose another on another machine
+            say(f'resume: computed in {was}, now in {now["dtype"]}')
         decays = [group['weight_decay'] for group in self.optimizer.param_groups]
         for name, part in self.stateful.items():
             if part and saved[name]:  # a scaler that was off has no state

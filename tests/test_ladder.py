@@ -65,6 +65,15 @@ def test_a_row_that_fails_stops_no_other(climb, tmp_path):
     assert "seeds is '1,x'" in climb('swiglu', '--seeds=1,x')[0]
 
 
+def test_a_row_that_crashes_stops_no_other(climb, monkeypatch):
+    trains = train.main
+    crash = lambda: 1 / 0 if 'wide.py' in sys.argv[1] else trains()  # noqa: E731
+    monkeypatch.setattr(train, 'main', crash)
+    code, results, printed = climb('wide', 'warmup', '--seeds=7')
+    assert code == 1 and rows_of(results) == [('warmup', 7)]
+    assert 'ZeroDivisionError' in printed and 'failed: wide (seed 7)' in printed
+
+
 def test_a_row_that_was_stopped_goes_on(climb, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(train.Run, 'signal', lambda run, caught: signal.SIGINT * (run.step == 6))
@@ -98,6 +107,8 @@ def test_learning_rates_are_scaled_but_for_sgd(climb):
     climb('adam', 'sgd', '--learning_rate_scale=10', '--seeds=4')
     rates = [train.load_checkpoint(Path(f'out/ladder_tiny_cpu/{row}_4'))['knobs'] for row in ('adam', 'sgd')]
     assert [knobs['learning_rate'] for knobs in rates] == [0.1, 0.01]  # the test's own 0.01 holds for both rows
+    climb('rate', '--learning_rate_scale=10', '--seeds=8')
+    assert train.load_checkpoint('out/ladder_tiny_cpu/rate_8')['knobs']['min_lr'] == pytest.approx(3e-3)
 
 
 def test_the_puzzle_leaves_dropout_on_where_it_says(climb, tmp_path, monkeypatch):
