@@ -582,6 +582,9 @@ def main():
         train_or_exit(run, out_dir, machine, resume)
         if run.rank == 0:
             end(run, out_dir, resume, files)
+    if run.world > 1:  # all is written; gloo now and then aborts while its threads are taken down at a normal exit
+        sys.stdout.flush()
+        os._exit(0)
 
 
 if __name__ == '__main__':
