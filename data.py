@@ -440,13 +440,16 @@ class Batches:
         """How many epochs, and what fraction of the next, are complete after so many steps."""
         return max(0, step) * self.batch_size / self.n_blocks
 
-    def __call__(self, step, part=0, parts=1):
-        """Inputs and targets of a step, (batch_size / parts, block_size) each: the `part`th of equal parts."""
+    def starts(self, step, part=0, parts=1):
+        """Where the blocks of a step begin, (batch_size / parts,), on the CPU: the `part`th of equal parts."""
         rows = self.batch_size // parts
         first = step * self.batch_size + part * rows
         places = (divmod(i, self.n_blocks) for i in range(first, first + rows))
         blocks = [epoch_order(self.n_blocks, self.seed, epoch)[i] for epoch, i in places]
-        starts = torch.tensor(np.array(blocks) * self.block_size, device=self.tokens.device)
+        return torch.tensor(np.array(blocks) * self.block_size)
+
+    def read(self, starts):
+        """Inputs and targets of the blocks that begin at `starts`, (their number, block_size) each."""
         text = ids_at(self.tokens, starts[:, None] + self.offsets)
         return text[:, :-1], text[:, 1:]
 

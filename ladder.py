@@ -10,7 +10,6 @@ The same command again goes on: finished rows are skipped, a row that was stoppe
 A row that fails is reported at the end, and stops no other.
 """
 
-import datetime
 import itertools
 import json
 import os
@@ -28,7 +27,7 @@ import torch
 from torch import nn
 
 import train
-from bench import commit, device_name
+from bench import surroundings
 from configurator import configure
 from data import open_corpus
 from model import Attention
@@ -128,16 +127,6 @@ def place(c):
 
 def command_line():
     return shlex.join(['python', 'ladder.py', *sys.argv[1:]])
-
-
-def surroundings(device):
-    """What a number has to be read with."""
-    return {
-        'device': device_name(device),
-        'torch': torch.__version__,
-        'commit': commit(),
-        'date': datetime.date.today().isoformat(),
-    }
 
 
 def write(path, results):

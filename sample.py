@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import torch
 
+import train
 from configurator import configure
 from data import read_encoding
 from train import build_model, choose_machine, load_checkpoint, stream_text
@@ -35,7 +36,9 @@ def check_knobs(c):
 def load_model(out_dir, device='auto', dtype='auto'):
     """A run's model, its weights' average where it kept one: (model, its tiktoken.Encoding, the Machine it is on)."""
     saved = load_checkpoint(out_dir)
-    knobs = SimpleNamespace(**{**saved['knobs'], 'attention': 'auto', 'device': device, 'dtype': dtype})
+    defaults, _ = configure([train.__file__], [])  # for knobs that are younger than the checkpoint
+    here = {'attention': 'auto', 'device': device, 'dtype': dtype, 'cuda_graph': False}
+    knobs = SimpleNamespace(**{**vars(defaults), **saved['knobs'], **here})
     machine = choose_machine(knobs)
     encoding = read_encoding(saved['vocabulary'])
     model = build_model(knobs, encoding.n_vocab, machine.attention)

@@ -25,6 +25,7 @@ import struct
 import sys
 import time
 import timeit
+import warnings
 from collections import namedtuple
 from pathlib import Path
 
@@ -80,6 +81,7 @@ max_iters: int | None = None  # stop after so many steps instead of epochs; 0: p
 device = 'auto'  # 'cpu', 'cuda', 'cuda:1', 'mps', or 'auto': cuda, else mps, else cpu
 dtype = 'auto'  # 'float32', 'bfloat16', 'float16', or 'auto': bfloat16 where the hardware has it
 compile: bool | None = None  # torch.compile the model; None: on CUDA only
+cuda_graph = False  # CUDA: record the step once, then launch it as one
 
 # --------------------------------------------------------------------------------------------------------------------
 
@@ -116,7 +118,7 @@ def check_knobs(c):
 
 
 # what a run computes with, printed at its start; the knobs of these names override it. reason: why this attention
-Machine = namedtuple('Machine', 'device dtype compile attention reason')
+Machine = namedtuple('Machine', 'device dtype compile cuda_graph attention reason')
 
 
 def choose_machine(c):
@@ -133,6 +135,8 @@ def choose_machine(c):
         if device.index >= (n := torch.cuda.device_count()):
             sys.exit(f'device is {name!r}, but PyTorch sees {n} CUDA devices; try --device=cpu.')
         torch.cuda.set_device(device)
+        if torch.cuda.current_stream() == torch.cuda.default_stream():
+            torch.cuda.set_stream(torch.cuda.Stream())  # nothing can be recorded on the default one
         torch.set_float32_matmul_precision('high')  # TF32 where a matmul is in float32
     if kind == 'mps' and not torch.backends.mps.is_available():
         sys.exit("device is 'mps', but this computer has none; try --device=cpu.")
@@ -143,7 +147,10 @@ def choose_machine(c):
     attention, reason = 'sdpa', "nn.MultiheadAttention's own choice"
     if c.model == 'flash':
         attention, reason = choose_attention(c.attention, device, dtype, c.dropout)
-    return Machine(device, dtype, kind == 'cuda' if c.compile is None else c.compile, attention, reason)
+    if c.cuda_graph and (kind != 'cuda' or dtype == torch.float16 or 'RANK' in os.environ):
+        sys.exit('cuda_graph needs a CUDA device, bfloat16 or float32, and one process: leave it off here.')
+    compile = kind == 'cuda' if c.compile is None else c.compile
+    return Machine(device, dtype, compile, c.cuda_graph, attention, reason)
 
 
 def has_fast_bfloat16(device):
@@ -199,6 +206,26 @@ def headline(c, vocab_size):
     return line + (', ema' if c.ema_decay else '')
 
 
+class Recorded:
+    """A function without arguments, for CUDA: its third call is recorded, and replayed then and ever after. One launch
+    takes the place of hundreds, which a small model's GPU ends sooner than Python starts them. The two calls before it
+    compile, allocate and create the optimizer's state. What changes between calls has to change in place."""
+
+    def __init__(self, function):
+        self.function, self.calls = function, 0
+
+    def __call__(self):
+        self.calls += 1
+        if self.calls < 3:
+            return self.function()
+        if self.calls == 3:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream()):
+                self.results = self.function()
+        self.graph.replay()
+        return [result.clone() for result in self.results]  # the next replay writes over them
+
+
 class Run:
     """All that a training step touches: model, optimizer, EMA, data, and this process's place among the others."""
 
@@ -222,21 +249,43 @@ class Run:
         self.total = self.batches.end_of_epoch(c.epochs) if c.max_iters is None else c.max_iters
         self.step = self.evaluated = 0  # updates done; the step that was evaluated last
         self.epoch_loss = torch.zeros(2, device=self.device)  # sum over this epoch's steps so far, their number
+        self.starts = self.batches.starts(0, self.rank, self.world).to(self.device)  # of this step's sequences
+        self.rate = None  # a number, but for a recorded update, which reads it from memory
+        if machine.cuda_graph:
+            self.gradient = Recorded(self.gradient)
+            if c.optimizer != 'muon':  # torch's Muon takes no rate from memory
+                self.update, self.rate = Recorded(self.update), torch.zeros((), device=self.device)
+                warnings.filterwarnings('ignore', message='.* constructed with capturable=True')  # but not recorded yet
 
     def train_step(self):
         """One update of the weights. Returns the batch's mean loss (of this process's share) and its gradient's norm;
         raises FloatingPointError before the update if either is not finite."""
-        c, parts = self.c, self.c.gradient_accumulation_steps
+        c = self.c
         rate = learning_rate_at(self.step, peak=c.learning_rate, schedule=c.lr_schedule, warmup_iters=c.warmup_iters,
                                 total=self.total, min_lr=c.min_lr)  # fmt: skip
+        change = {'lr': rate} if self.rate is None else {'lr': self.rate.fill_(rate), 'capturable': True}
         for group in self.optimizer.param_groups:
-            group['lr'] = rate
+            group.update(change)
         # dropout, too, is a pure function of (seed, step): no generator's state has to be saved to repeat it
         torch.manual_seed(int(np.random.SeedSequence((c.seed, self.step, self.rank)).generate_state(1)[0]))
+        self.starts.copy_(self.batches.starts(self.step, self.rank, self.world), non_blocking=True)
         self.replica.train()
+        loss, norm = self.gradient()
+        if not norm.isfinite() and not self.scaler.is_enabled():  # a scaler skips such a step by itself
+            raise FloatingPointError(f'loss {loss:.4g} and gradient norm {norm:.4g} at step {self.step + 1}')
+        self.update()
+        if self.ema:
+            self.ema.update_parameters(self.raw)
+        self.step += 1
+        return loss, norm
+
+    def gradient(self):
+        """Leave the clipped gradient of the batch at self.starts in the weights' .grad; returns its loss and norm."""
+        c, parts = self.c, self.c.gradient_accumulation_steps
+        self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
-        for part in range(parts):
-            x, y = self.batches(self.step, self.rank * parts + part, self.parts)
+        for part, starts in enumerate(self.starts.chunk(parts)):
+            x, y = self.batches.read(starts)
             waits = self.world > 1 and part < parts - 1  # the processes exchange gradients once a step
             with self.replica.no_sync() if waits else contextlib.nullcontext(), self.autocast:
                 loss = self.replica(x, y) / parts
@@ -244,16 +293,14 @@ class Run:
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.raw.parameters(), c.grad_clip or math.inf)
-        if not norm.isfinite() and not self.scaler.is_enabled():  # a scaler skips such a step by itself
-            raise FloatingPointError(f'loss {total:.4g} and gradient norm {norm:.4g} at step {self.step + 1}')
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        if self.ema:
-            self.ema.update_parameters(self.raw)
-        self.step += 1
         self.epoch_loss += torch.stack((total, torch.ones_like(total)))
         return total, norm
+
+    def update(self):
+        """Change the weights by their .grad."""
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return ()
 
     @torch.no_grad()
     def evaluate(self, model):
@@ -450,7 +497,7 @@ def train(run, out_dir, caught):
             loss = (run.sum_over_processes(torch.stack(losses).mean()) / run.world).item()
             epoch = int(batches.epochs_after(run.step - 1)) + 1
             begin, end = batches.end_of_epoch(epoch - 1), batches.end_of_epoch(epoch)
-            lr, ms = run.optimizer.param_groups[0]['lr'], seconds / len(losses) * 1e3
+            lr, ms = float(run.optimizer.param_groups[0]['lr']), seconds / len(losses) * 1e3
             say(f'epoch {epoch:2d} | {run.step - begin:5d}/{end - begin} batches | lr {lr:.2e} | ms/batch {ms:6.1f} | '
                 f'loss {loss:6.3f} | gradient norm {norm.item():5.2f}')  # fmt: skip
             bar.set_postfix(epoch=epoch, loss=f'{loss:.2f}', refresh=False)

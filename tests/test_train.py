@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import REPO, SMALL, assert_same
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import bench
 import sample
@@ -172,12 +173,57 @@ def test_a_step_is_the_textbooks(run, workplace, monkeypatch):
     batches = train.Batches(corpus.train, 4, 16, c.seed, 'cpu')
     for step in range(3):
         net.zero_grad()
-        net(*batches(step)).backward()
+        net(*batches.read(batches.starts(step))).backward()
         norm = torch.stack([p.grad.norm() for p in net.parameters()]).norm()
         lr = 0.5 * (1 + math.cos(math.pi * step / 3))
         for p in net.parameters():
             p.data -= lr * p.grad * min(1, 0.5 / norm)
     torch.testing.assert_close(saved['model'], net.state_dict(), atol=1e-5, rtol=1e-4)
+
+
+class NeverWaits(TorchDispatchMode):
+    """Fails where a value is read back from the device, which a recorded step cannot do."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function is not torch.ops.aten._local_scalar_dense.default, 'waits for the device'
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('knobs', [['--optimizer=sgd'], ['--optimizer=adamw', '--dropout=0.1'],
+                                   ['--model=torch', '--gradient_accumulation_steps=2']])  # fmt: skip
+def test_what_a_cuda_graph_records_never_waits_for_the_device(workplace, monkeypatch, knobs):
+    monkeypatch.chdir(workplace)
+    c, _ = train.configure([train.__file__], [*SMALL, *knobs])
+    run = train.Run(c, train.open_corpus('tiny'), train.choose_machine(c))
+    run.rate = torch.zeros(())
+    for group in run.optimizer.param_groups:
+        group['lr'] = run.rate.fill_(0.1)
+    before = run.raw.embedding.weight.clone()
+    with NeverWaits():
+        run.gradient()
+        run.update()
+    assert not torch.equal(run.raw.embedding.weight, before)
+    with pytest.raises(AssertionError, match='waits'), NeverWaits():
+        run.train_step()  # it looks at the gradient's norm before it changes the weights
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+@pytest.mark.parametrize('knobs', [['--optimizer=sgd'], ['--dropout=0.2'], ['--gradient_accumulation_steps=2'],
+                                   ['--optimizer=muon', '--ema_decay=0.9'], ['--compile=True']])  # fmt: skip
+def test_a_recorded_run_follows_the_plain_one(run, knobs):
+    losses = []
+    for recorded in (False, True):
+        run(f'--out_dir=out/recorded_{recorded}', f'--cuda_graph={recorded}', '--overwrite', '--max_iters=50',
+            '--device=cuda', '--dtype=bfloat16', '--compile=False', *knobs)  # fmt: skip
+        lines = map(json.loads, open(f'out/recorded_{recorded}/metrics.jsonl'))
+        losses.append([line['loss'] for line in lines if 'loss' in line])
+    assert len(losses[0]) == 10 and losses[0][-1] < losses[0][0]
+    assert losses[0] == pytest.approx(losses[1], abs=0.03)
+
+
+def test_a_cuda_graph_is_refused_without_cuda(run):
+    with pytest.raises(SystemExit, match='cuda_graph needs a CUDA device'):
+        run('--cuda_graph')
 
 
 def test_clipping_can_be_off(run):
@@ -295,11 +341,11 @@ def test_freed_memory_is_not_asked_for_anew():
 import resource, torch, train
 train.keep_freed_memory()
 faults = []
-for _ in range(5):
+for _ in range(9):
     tensors = [torch.ones(5_000_000) for _ in range(4)]
     del tensors
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-print(faults[-1] - faults[1])
+print(faults[-1] - faults[4])
 """
     done = subprocess.run([sys.executable, '-c', program], cwd=REPO, capture_output=True, text=True)
     assert int(done.stdout) < 2_000, done.stderr
@@ -308,16 +354,24 @@ print(faults[-1] - faults[1])
 BENCH = [*(flag for flag in SMALL if 'interval' not in flag), '--seconds=0.01']
 
 
-def test_bench_times_the_training_step(workplace, monkeypatch, capsys):
+def test_bench_times_the_training_step(workplace, monkeypatch, capfd):
     monkeypatch.chdir(workplace)
     main(monkeypatch, bench, f'{REPO}/config/swiglu.py', f'{REPO}/config/ema.py', *BENCH, '--json')
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert [row['config'] for row in rows] == ['swiglu', 'ema']
     for row in rows:
         assert 0 < row['ms_p10'] <= row['ms_median'] <= row['ms_p90']
         assert row['tokens_per_s'] == pytest.approx(4 * 16 / row['ms_median'] * 1e3)
         assert 0 < row['peak_share'] < 1 and row['torch'] == torch.__version__ and row['dtype'] == 'float32'
         assert row['tflops'] > 0 and {'peak_memory_gb', 'device', 'commit'} <= row.keys()
+
+
+def test_bench_prints_a_table(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    main(monkeypatch, bench, *BENCH)
+    machine, names, row = capsys.readouterr().out.splitlines()
+    assert 'float32' in machine and 'batch 4 x 16' in machine
+    assert names.split() == bench.COLUMNS and row.split()[0] == 'default' and row.split()[-1] == '-'
 
 
 def test_flops_are_those_that_torch_counts():
@@ -341,6 +395,41 @@ def test_bench_compares_variants(workplace, monkeypatch, capsys, what):
     assert '1.00 x ' in out and ('naive' if what == 'attention' else 'bfloat16') in out
 
 
+PEER = """
+import dataclasses, torch
+@dataclasses.dataclass
+class GPTConfig:
+    block_size: int; vocab_size: int; n_layer: int; n_head: int; n_embd: int; dropout: float; bias: bool
+class GPT(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.table = torch.nn.Embedding(config.vocab_size, config.vocab_size)
+        print('a word that is no number of ours')
+    def forward(self, x, y):
+        logits = self.table(x)
+        return logits, torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
+        return torch.optim.AdamW(self.parameters(), learning_rate, betas, weight_decay=weight_decay)
+"""
+
+
+def test_bench_compares_with_nanogpt(workplace, monkeypatch, capsys):
+    """With a stand-in for nanoGPT's model.py, which is not ours to keep here."""
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(torch, 'compile', lambda net, **options: net)
+    shape = ['--n_embd=16', '--d_ff=64', '--position=learned', '--compare=nanogpt', '--nanogpt=nanoGPT', '--json']
+    with pytest.raises(SystemExit, match='git clone https://github.com/karpathy/nanoGPT nanoGPT'):
+        main(monkeypatch, bench, *BENCH, *shape)
+    Path('nanoGPT').mkdir()
+    Path('nanoGPT/model.py').write_text(PEER)
+    main(monkeypatch, bench, *BENCH, *shape)
+    row = json.loads(capsys.readouterr().out)
+    assert list(row['ms_median']) == ['nanoGPT, float32', 'nanoGPT, bfloat16', 'this', 'this, compiled']
+    assert min(row['ms_median'].values()) > 0 and row['n_embd'] == 16
+    with pytest.raises(SystemExit, match='add --d_ff=64 --activation=gelu --position=learned'):
+        main(monkeypatch, bench, *BENCH, *shape, '--position=rotary')
+
+
 def test_bench_profiles(workplace, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
     main(monkeypatch, bench, *BENCH, '--profile')
@@ -352,7 +441,7 @@ def test_bench_refuses(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     for flag, words in (('--compare=speed', "compare is 'speed'"), ('--device=gpu', "device is 'gpu'")):
         with pytest.raises(SystemExit, match=words):
-            main(monkeypatch, bench, *BENCH, flag)
+            main(monkeypatch, bench, *BENCH, '--json', flag)
 
 
 @pytest.mark.skipif(not shutil.which('g++'), reason='torch.compile needs a C++ compiler')
