@@ -121,8 +121,8 @@ def sample(folder, prompt):
 
 def place(c):
     """The corpus, the device, and the file of results that belongs to both."""
-    corpus, device = open_corpus(c.dataset), train.choose_machine(c).device
-    return corpus, device, RESULTS / f'ladder_{corpus.folder.name}_{device.type}.json'
+    corpus, machine = open_corpus(c.dataset), train.choose_machine(c)
+    return corpus, machine.device, RESULTS / f'ladder_{corpus.folder.name}_{machine.device.type}.json'
 
 
 def command_line():
@@ -137,8 +137,6 @@ def write(path, results):
 
 def run_ladder(c, configs, flags):
     """Train the rows that path does not hold yet, writing it after each."""
-    if not all(seed.isdigit() for seed in c.seeds.split(',')):
-        sys.exit(f'seeds is {c.seeds!r}, expected whole numbers with commas between them: --seeds=1,2,3')
     corpus, device, path = place(c)
     setup = {
         'command': command_line(),
@@ -266,7 +264,8 @@ def table(results):
         last = [
             mean_sd([e[key] for e in ends[-1]], digits) for key, digits in (('train_loss', 2), ('bits_per_byte', 3))
         ]
-        ms = f'{statistics.median(run["ms_per_batch"] for run in runs):.0f}'
+        times = [run['ms_per_batch'] for run in runs if run['ms_per_batch']]  # no log line, no time
+        ms = f'{statistics.median(times):.0f}' if times else ''
         cells = [ROWS.index(name) + 1, f'`{name}`', LOG.get(name, ''), losses, *last, ms]
         lines.append('| ' + ' | '.join(map(str, cells)) + ' |')
     return '\n'.join(lines)
@@ -279,6 +278,17 @@ def bench_table(results):
         cells = [f'`{row["config"]}`', f'{row["ms_median"]:,.0f}', f'{row["ms_p10"]:,.0f} to {row["ms_p90"]:,.0f}',
                  f'{row["tokens_per_s"]:,.0f}', f'{row["tflops"]:.3f}', f'{row["peak_share"]:.0%}']  # fmt: skip
         lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def nanogpt_table(results):
+    """The README's table of bench.py --compare=nanogpt: a row a shape, medians in ms."""
+    names = list(results['rows'][0]['ms_median'])
+    lines = [f'| shape | {" | ".join(names)} |', '|---' * (len(names) + 1) + '|']
+    for row in results['rows']:
+        shape = '{n_layer} layers, {n_embd} wide, {batch_size} x {block_size}'.format(**row)
+        cells = [f'{ms:.0f}' if ms >= 100 else f'{ms:.1f}' for ms in row['ms_median'].values()]
+        lines.append(f'| {shape} | {" | ".join(cells)} |')
     return '\n'.join(lines)
 
 
@@ -302,6 +312,7 @@ README_BLOCKS = {  # what results/KIND_NAME.json becomes between README.md's <!-
     'ladder': lambda results: table(results) + samples(results),
     'dropout': puzzle_table,
     'bench': bench_table,
+    'nanogpt': nanogpt_table,
     'screening': screening_table,
 }
 
@@ -339,16 +350,18 @@ def draw_losses(results, path):
 
 
 def draw_speed(results, path):
-    """Milliseconds a batch, a bar a row."""
-    rows = runs_by_row(results)
-    times = [statistics.median(run['ms_per_batch'] for run in runs) for runs in rows.values()]
-    figure, axes = plt.subplots(figsize=(9, 0.32 * len(rows) + 1), layout='constrained')
-    axes.bar_label(axes.barh(list(rows), times, color=PALETTE[0]), fmt='%.0f', padding=3)
-    axes.set(xlabel='ms/batch')
+    """Milliseconds a batch, a bar a row of bench.py."""
+    times = {row['config']: row['ms_median'] for row in results['rows']}
+    figure, axes = plt.subplots(figsize=(9, 0.32 * len(times) + 1), layout='constrained')
+    axes.bar_label(axes.barh(list(times), list(times.values()), color=PALETTE[0]), fmt='%.0f', padding=3)
+    axes.set(xlabel='ms/batch, on a logarithmic scale', xscale='log')
     axes.invert_yaxis()
     axes.spines[['top', 'right']].set_visible(False)
     figure.savefig(path, dpi=150, facecolor='white')
     plt.close(figure)
+
+
+PICTURES = {'ladder': ('ladder', draw_losses), 'bench': ('speed', draw_speed)}
 
 
 def replace_between(text, name, new):
@@ -366,15 +379,18 @@ def make_report():
         kind, _, name = path.stem.partition('_')
         results = json.loads(path.read_text())
         text = replace_between(text, path.stem, README_BLOCKS[kind](results))
-        if kind == 'ladder':
-            draw_losses(results, path.with_suffix('.png'))
-            draw_speed(results, RESULTS / f'speed_{name}.png')
-        print(f'{path.stem}: README.md' + (f' and pictures in {RESULTS}' if kind == 'ladder' else ''))
+        if kind in PICTURES:
+            picture, draw = PICTURES[kind]
+            draw(results, RESULTS / f'{picture}_{name}.png')
+        print(f'{path.stem}: README.md' + (f' and a picture in {RESULTS}' if kind in PICTURES else ''))
     README.write_text(text)
 
 
 def main():
     c, files = configure([__file__, train.__file__], sys.argv[1:])
+    train.check_knobs(c)
+    if not all(seed.isdigit() for seed in c.seeds.split(',')):
+        sys.exit(f'seeds is {c.seeds!r}, expected whole numbers with commas between them: --seeds=1,2,3')
     if c.report:
         make_report()
     elif c.puzzle:

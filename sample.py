@@ -5,6 +5,7 @@
 Takes the moving average of the weights where the run kept one. Needs train (to load and build) and its data.
 """
 
+import os
 import sys
 from types import SimpleNamespace
 
@@ -27,6 +28,7 @@ dtype = 'auto'  # as in train.py
 
 
 def check_knobs(c):
+    train.check_knobs(c)
     for name, low in (('num_samples', 1), ('max_new_tokens', 1), ('temperature', 0), ('top_k', 1), ('seed', 0)):
         value = getattr(c, name)
         if value is not None and value < low:
@@ -66,3 +68,5 @@ if __name__ == '__main__':
         main()
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # what read the text, such as `head`, has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

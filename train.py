@@ -582,7 +582,15 @@ def train_or_exit(run, out_dir, machine, resume):
         sys.exit(f'{out_dir} could not be written: {error.strerror}. The last checkpoint is whole: {resume}')
     if signum:
         say(f'stopped at step {run.step} and saved; go on with: {resume}')
-        sys.exit(128 + signum)
+        leave(run, 128 + signum)
+
+
+def leave(run, code):
+    """Exit, all being written. Several processes do it at once: gloo now and then aborts while it is taken down."""
+    if run.world > 1:
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def out_of_memory(c, machine):
@@ -613,6 +621,10 @@ def main():
     machine = choose_machine(c)
     out_dir = Path(c.out_dir or 'out/' + ('_'.join(Path(file).stem for file in files) or 'default'))
     corpus, lock = open_run(c, out_dir, machine)
+    if dist.is_initialized() and machine.device.type == 'cpu':  # each has measured whether bfloat16 is fast: they agree
+        machines = [machine]
+        dist.broadcast_object_list(machines)
+        [machine] = machines
     with lock or contextlib.nullcontext():
         run = Run(c, corpus, machine)
         say(headline(c, corpus.meta['vocab_size']))
@@ -629,9 +641,8 @@ def main():
         train_or_exit(run, out_dir, machine, resume)
         if run.rank == 0:
             end(run, out_dir, resume, files)
-    if run.world > 1:  # all is written; gloo now and then aborts while its threads are taken down at a normal exit
-        sys.stdout.flush()
-        os._exit(0)
+    if run.world > 1:
+        leave(run, 0)
 
 
 if __name__ == '__main__':

@@ -399,6 +399,20 @@ train.os._exit(0)
     assert done.returncode == 0, done.stderr
 
 
+def test_processes_agree_on_the_dtype_that_each_has_measured(tmp_path, workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    program = tmp_path / 'measure.py'
+    program.write_text("""
+import os, train
+train.has_fast_bfloat16 = lambda device: os.environ['RANK'] == '1'
+train.train = lambda run, *_: print(f'process {run.rank} computes in {run.dtype}', flush=True) or 0
+train.main()
+""")
+    done = torchrun(2, '--dtype=auto', '--out_dir=out/agree', program=str(program))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('computes in float32') == 2
+
+
 def test_resuming_with_one_two_and_one_process(run, workplace):
     """Four steps alone, three by two processes, the rest alone: the weights of ten steps alone."""
     constant = '--lr_schedule=constant'  # so that max_iters may change on the way

@@ -285,12 +285,30 @@ def test_sampling(run, monkeypatch, capsys):
         (['def '], 'def : no such config file'),
         (['--tempreature=1'], 'did you mean temperature?'),
         (['--device=gpu'], "device is 'gpu'"),
+        (['--dtype=foo'], "dtype is 'foo', expected one of: auto, float32"),
     ],
 )
 def test_sampling_refuses(run, monkeypatch, knobs, words):
     run('--out_dir=out/refuse', '--overwrite')
     with pytest.raises(SystemExit, match=re.escape(words)):
         main(monkeypatch, sample, '--out_dir=out/refuse', *knobs)
+
+
+def test_a_checkpoint_from_before_a_knob_can_be_sampled(run, monkeypatch, capsys):
+    run('--out_dir=out/old', '--overwrite')
+    old = checkpoint('out/old')
+    del old['knobs']['head_gate'], old['knobs']['cuda_graph']
+    train.save_checkpoint(Path('out/old'), old)
+    main(monkeypatch, sample, '--out_dir=out/old', '--max_new_tokens=3')
+    assert capsys.readouterr().out.endswith('\n---------------\n')
+
+
+def test_a_reader_that_has_enough_of_the_text_is_no_error(run):
+    run('--out_dir=out/piped', '--overwrite')
+    command = [sys.executable, f'{REPO}/sample.py', '--out_dir=out/piped', '--num_samples=3']
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as writer:
+        writer.stdout.close()
+        assert writer.stderr.read() == b'' and writer.wait() == 0
 
 
 def test_a_sample_ends_at_the_end_of_a_document(run, monkeypatch, capsys):
