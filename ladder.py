@@ -355,6 +355,8 @@ def draw_speed(results, path):
     figure, axes = plt.subplots(figsize=(9, 0.32 * len(times) + 1), layout='constrained')
     axes.bar_label(axes.barh(list(times), list(times.values()), color=PALETTE[0]), fmt='%.0f', padding=3)
     axes.set(xlabel='ms/batch, on a logarithmic scale', xscale='log')
+    axes.xaxis.set_ticks([], minor=True)
+    axes.xaxis.set_ticks([])
     axes.invert_yaxis()
     axes.spines[['top', 'right']].set_visible(False)
     figure.savefig(path, dpi=150, facecolor='white')
@@ -388,7 +390,7 @@ def make_report():
 
 def main():
     c, files = configure([__file__, train.__file__], sys.argv[1:])
-    train.check_knobs(c)
+    train.check_knobs(configure([train.__file__], overrides(sys.argv[1:]))[0])  # those of all rows
     if not all(seed.isdigit() for seed in c.seeds.split(',')):
         sys.exit(f'seeds is {c.seeds!r}, expected whole numbers with commas between them: --seeds=1,2,3')
     if c.report:
