@@ -96,7 +96,9 @@ def create_ema(model, decay):
     a short run then looks back over a part of it, not at its first weights.
     """
 
-    def update(averages, weights, n):
-        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + int(n)) / (10 + int(n))))
+    def update(averages, weights, _):
+        n = int(average.n_averaged)  # on the CPU; the copy that is handed over may be on a GPU, and would be waited for
+        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + n) / (10 + n)))
 
-    return AveragedModel(model, multi_avg_fn=update)
+    average = AveragedModel(model, multi_avg_fn=update)
+    return average
