@@ -235,7 +235,7 @@ def variants(c):
 
 def print_comparison(name, c):
     """Time the variants turn by turn, so that a drift of the machine's speed meets all of them alike."""
-    runs = list(variants(c))
+    runs = list(variants(c)) or sys.exit(1)  # each has said why not
     times = [[] for _ in runs]
     while sum(map(sum, times)) < c.seconds * 1e3 * len(runs) or len(times[0]) < 5:
         for (_, run, context), row in zip(runs, times, strict=True):
@@ -312,6 +312,8 @@ def main():
     for i, file in enumerate(files or [None]):
         command = [sys.executable, __file__, *([file] if file else []), *flags, *(['--json'] if table else [])]
         done = subprocess.run(command, stdout=subprocess.PIPE if table else None, text=True)
+        if done.returncode < 0:
+            sys.exit(f'{file or "the step"} was ended by signal {-done.returncode}; was there too little memory?')
         if done.returncode:
             sys.exit(done.returncode)
         if table:

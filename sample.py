@@ -29,7 +29,7 @@ dtype = 'auto'  # as in train.py
 
 def check_knobs(c):
     train.check_knobs(c)
-    for name, low in (('num_samples', 1), ('max_new_tokens', 1), ('temperature', 0), ('top_k', 1), ('seed', 0)):
+    for name, low in (('num_samples', 1), ('max_new_tokens', 1), ('temperature', 0), ('top_k', 1)):
         value = getattr(c, name)
         if value is not None and value < low:
             sys.exit(f'{name} is {value}, expected at least {low}.')

@@ -25,7 +25,6 @@ import struct
 import sys
 import time
 import timeit
-import warnings
 from collections import namedtuple
 from pathlib import Path
 
@@ -255,7 +254,6 @@ class Run:
             self.gradient = Recorded(self.gradient)
             if c.optimizer != 'muon':  # torch's Muon takes no rate from memory
                 self.update, self.rate = Recorded(self.update), torch.zeros((), device=self.device)
-                warnings.filterwarnings('ignore', message='.* constructed with capturable=True')  # but not recorded yet
 
     def train_step(self):
         """One update of the weights. Returns the batch's mean loss (of this process's share) and its gradient's norm;
@@ -263,12 +261,12 @@ class Run:
         c = self.c
         rate = learning_rate_at(self.step, peak=c.learning_rate, schedule=c.lr_schedule, warmup_iters=c.warmup_iters,
                                 total=self.total, min_lr=c.min_lr)  # fmt: skip
-        change = {'lr': rate} if self.rate is None else {'lr': self.rate.fill_(rate), 'capturable': True}
+        rate = rate if self.rate is None else self.rate.fill_(rate)
         for group in self.optimizer.param_groups:
-            group.update(change)
+            group.update(lr=rate, capturable=self.rate is not None)
         # dropout, too, is a pure function of (seed, step): no generator's state has to be saved to repeat it
         torch.manual_seed(int(np.random.SeedSequence((c.seed, self.step, self.rank)).generate_state(1)[0]))
-        self.starts.copy_(self.batches.starts(self.step, self.rank, self.world), non_blocking=True)
+        self.starts.copy_(self.batches.starts(self.step, self.rank, self.world))
         self.replica.train()
         loss, norm = self.gradient()
         if not norm.isfinite() and not self.scaler.is_enabled():  # a scaler skips such a step by itself
@@ -596,7 +594,8 @@ def leave(run, code):
 def out_of_memory(c, machine):
     more, less = 2 * c.gradient_accumulation_steps, max(1, c.batch_size // 2)
     return (f'{machine.device} is out of memory: --gradient_accumulation_steps={more} gives the same update in about '
-            f'half of it, --batch_size={less} a smaller one.')  # fmt: skip
+            f'half of it, --batch_size={less} a smaller one.'
+            + (' --cuda_graph=False takes less, too.' if c.cuda_graph else ''))  # fmt: skip
 
 
 def end(run, out_dir, resume, files):

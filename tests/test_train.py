@@ -209,7 +209,8 @@ def test_what_a_cuda_graph_records_never_waits_for_the_device(workplace, monkeyp
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 @pytest.mark.parametrize('knobs', [['--optimizer=sgd'], ['--dropout=0.2'], ['--gradient_accumulation_steps=2'],
-                                   ['--optimizer=muon', '--ema_decay=0.9'], ['--compile=True']])  # fmt: skip
+                                   ['--optimizer=muon', '--ema_decay=0.9'],
+                                   ['--dropout=0.2', '--compile=True']])  # fmt: skip
 def test_a_recorded_run_follows_the_plain_one(run, knobs):
     losses = []
     for recorded in (False, True):
@@ -457,9 +458,14 @@ def test_bench_profiles(workplace, monkeypatch, capsys):
 
 def test_bench_refuses(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
-    for flag, words in (('--compare=speed', "compare is 'speed'"), ('--device=gpu', "device is 'gpu'")):
+    uneven = '--gradient_accumulation_steps=3'  # of a batch of 4: no variant can run
+    for flags, words in (
+        (['--compare=speed'], "compare is 'speed'"),
+        (['--device=gpu'], "device is 'gpu'"),
+        (['--compare=dtype', uneven], '1'),
+    ):
         with pytest.raises(SystemExit, match=words):
-            main(monkeypatch, bench, *BENCH, '--json', flag)
+            main(monkeypatch, bench, *BENCH, '--json', *flags)
 
 
 @pytest.mark.skipif(not shutil.which('g++'), reason='torch.compile needs a C++ compiler')
