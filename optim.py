@@ -1,8 +1,9 @@
 """What turns gradients into a better model: parameter groups, optimizers, the learning-rate schedule, the EMA.
 
-Needs torch alone; the optimizers and the averaging are torch.optim's own.
+Needs torch alone; the optimizers but Muon, and the averaging, are torch.optim's own.
 """
 
+import collections
 import functools
 import math
 
@@ -29,20 +30,62 @@ def parameter_groups(model, weight_decay):
     return [{'params': list(group.values()), 'weight_decay': decay} for group, decay in decays]
 
 
-class MuonAdamW:
-    """Muon for the blocks' matrices, AdamW for the rest, with the methods of one torch optimizer.
+def orthogonalize(m):
+    """Each matrix of m (N, rows, columns) with all its singular values set to about 1, in bfloat16.
 
-    Muon steps by the momentum with all its singular values set to about 1: its authors' idea is that Adam's step is
-    mostly a few loud directions, and the rare ones matter too (Jordan et al., 2024). A table is looked up by row, so it
-    is left to AdamW. 'match_rms_adamw' makes the step as large as AdamW's, for one learning rate (Liu et al., 2025).
+    Five steps of a polynomial: X <- a X + b (X X') X + c (X X')^2 X turns each singular value s into
+    a s + b s^3 + c s^5, and its three numbers are chosen to bring any s in (0, 1] fast to between 0.7 and 1.2.
     """
+    x = m.bfloat16()
+    tall = x.size(1) > x.size(2)
+    x = x.mT.contiguous() if tall else x  # the smaller X X'
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # no singular value above 1
+    for _ in range(5):
+        square = x @ x.mT
+        square = torch.baddbmm(square, square, square, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, square, x, beta=3.4445)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Steps by the momentum with all its singular values set to about 1: its authors' idea is that Adam's step is
+    mostly a few loud directions, and the rare ones matter too (Jordan et al., 2024).
+
+    The step is made as large as AdamW's, so that one learning rate does for both (Liu et al., 2025). The same as
+    torch.optim.Muon with adjust_lr_fn='match_rms_adamw', which goes matrix by matrix and takes no learning rate from
+    memory; here all matrices of a shape go together, in half the time (two CPU cores, the matrices of swiglu).
+    """
+
+    def __init__(self, groups, lr, momentum=0.95):
+        super().__init__(groups, {'lr': lr, 'momentum': momentum})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            lr, momentum = group['lr'], group['momentum']
+            same_shape = collections.defaultdict(list)
+            for p in group['params']:
+                same_shape[p.shape].append(p)
+            for shape, weights in same_shape.items():
+                for p in weights:
+                    if not self.state[p]:
+                        self.state[p]['momentum_buffer'] = torch.zeros_like(p)
+                buffers = [self.state[p]['momentum_buffer'] for p in weights]
+                gradients = [p.grad for p in weights]
+                torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+                ahead = torch._foreach_lerp(gradients, buffers, momentum)  # Nesterov's: where the momentum leads to
+                step = orthogonalize(torch.stack(ahead)) * (lr * 0.2 * math.sqrt(max(shape)))
+                torch._foreach_mul_(weights, 1 - lr * group['weight_decay'])
+                torch._foreach_sub_(weights, step.unbind())
+
+
+class MuonAdamW:
+    """Muon for the blocks' matrices, AdamW for the rest, with the methods of one torch optimizer. A table is looked up
+    by row, so it is left to AdamW."""
 
     def __init__(self, groups, lr):
         matrices, *rest = groups
-        self.parts = (
-            torch.optim.Muon([matrices], lr=lr, adjust_lr_fn='match_rms_adamw'),
-            torch.optim.AdamW(rest, lr=lr, fused=True),
-        )
+        self.parts = Muon([matrices], lr), torch.optim.AdamW(rest, lr=lr, fused=True)
 
     @property
     def param_groups(self):

@@ -249,11 +249,10 @@ class Run:
         self.step = self.evaluated = 0  # updates done; the step that was evaluated last
         self.epoch_loss = torch.zeros(2, device=self.device)  # sum over this epoch's steps so far, their number
         self.starts = self.batches.starts(0, self.rank, self.world).to(self.device)  # of this step's sequences
-        self.rate = None  # a number, but for a recorded update, which reads it from memory
+        self.rate = None  # the learning rate, where a recorded update reads it from memory
         if machine.cuda_graph:
-            self.gradient = Recorded(self.gradient)
-            if c.optimizer != 'muon':  # torch's Muon takes no rate from memory
-                self.update, self.rate = Recorded(self.update), torch.zeros((), device=self.device)
+            self.gradient, self.update = Recorded(self.gradient), Recorded(self.update)
+            self.rate = torch.zeros((), device=self.device)
 
     def train_step(self):
         """One update of the weights. Returns the batch's mean loss (of this process's share) and its gradient's norm;

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from model import Config, TorchTransformer, Transformer
-from optim import create_ema, create_optimizer, learning_rate_at, parameter_groups
+from optim import Muon, create_ema, create_optimizer, learning_rate_at, parameter_groups
 
 
 def net():
@@ -82,6 +82,26 @@ def test_muons_first_update_is_the_gradient_with_equal_singular_values():
         torch.testing.assert_close(p.data, expected)
     optimizer.zero_grad()
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_muon_is_torchs():
+    """Ours takes all matrices of a shape together; ten steps of torch.optim.Muon lead to the same place, but for the
+    rounding of bfloat16."""
+    torch.manual_seed(0)
+    start = [torch.randn(shape) for shape in ((6, 4), (4, 4), (6, 4), (5, 9), (4, 6))]
+    ours, torchs = ([nn.Parameter(m.clone()) for m in start] for _ in range(2))
+    optimizers = [
+        Muon([{'params': ours, 'weight_decay': 0.1}], lr=0.02),
+        torch.optim.Muon(torchs, lr=0.02, weight_decay=0.1, adjust_lr_fn='match_rms_adamw'),
+    ]
+    for _ in range(10):
+        for p, q in zip(ours, torchs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for p, q, m in zip(ours, torchs, start, strict=True):
+        assert (p - q).norm() < 0.01 * (q - m).norm() > 0
 
 
 @pytest.mark.parametrize('model', [Transformer, TorchTransformer])

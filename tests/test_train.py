@@ -189,7 +189,7 @@ class NeverWaits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize('knobs', [['--optimizer=sgd'], ['--optimizer=adamw', '--dropout=0.1'],
+@pytest.mark.parametrize('knobs', [['--optimizer=sgd'], ['--dropout=0.1'], ['--optimizer=muon'],
                                    ['--model=torch', '--gradient_accumulation_steps=2']])  # fmt: skip
 def test_what_a_cuda_graph_records_never_waits_for_the_device(workplace, monkeypatch, knobs):
     monkeypatch.chdir(workplace)
