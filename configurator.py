@@ -116,7 +116,7 @@ def read_flag(argument, knobs):
     """One --key=value as {key: value}, checked. --key alone is True; text needs no quotes and may hold '='."""
     name, equals, text = argument.removeprefix('--').partition('=')
     types = knobs[name].types if name in knobs else ['bool']
-    if not equals and types != ['bool']:
+    if not equals and 'bool' not in types:
         sys.exit(f'{argument}: a value is missing; write --{name}=VALUE.')
     value = text if equals else True
     if equals and ('str' not in types or text == 'None' and 'None' in types):

@@ -170,8 +170,8 @@ class Attention(nn.Module):
         v = v.squeeze(2)
         if cache is not None:
             k, v = cache.extend(self, k, v)
-        # the kernels are functions and do not know model.eval(): forgetting this keeps dropout on in validation,
-        # which may be the log's "my guess is that the dropout is broken"
+        # the kernels are functions and do not know model.eval(): forgetting this keeps dropout on in validation
+        # (README.md asks whether that is how the log's dropout was broken)
         y = self.attend(q, k, v, self.dropout if self.training else 0.0)
         if self.gate is not None:  # each token says how much of each head it wants (Qiu et al., 2025); 1 at first
             y = y * (2 * self.gate(x).sigmoid())[..., None]

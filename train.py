@@ -71,16 +71,16 @@ learning_rate = 1e-4  # the peak, after warmup
 lr_schedule = 'cosine'  # 'constant' or 'cosine'
 warmup_iters = 0  # steps of linear warmup
 min_lr = 0.0  # where the cosine ends
-weight_decay = 0.1  # on matrices only
+weight_decay = 0.1  # on matrices and tables, not on vectors
 grad_clip = 1.0  # largest norm of the whole gradient; 0: no clipping
 ema_decay = 0.0  # of the moving average of the weights; 0: none
 epochs = 3  # passes over the data
 max_iters: int | None = None  # stop after so many steps instead of epochs; 0: print the headline only
 # machine
 device = 'auto'  # 'cpu', 'cuda', 'cuda:1', 'mps', or 'auto': cuda, else mps, else cpu
-dtype = 'auto'  # 'float32', 'bfloat16', 'float16', or 'auto': bfloat16 where the hardware has it
+dtype = 'auto'  # 'float32', 'bfloat16', 'float16', or 'auto': bfloat16 where it is fast
 compile: bool | None = None  # torch.compile the model; None: on CUDA only
-cuda_graph = False  # CUDA: record the step once, then launch it as one
+cuda_graph = False  # CUDA: record the step once, then replay it
 
 # --------------------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-# An overlay, no row: makes any row a coffee break on a laptop. python train.py config/swiglu.py config/cpu.py
+# An overlay, no row: makes a small row a coffee break on a laptop. python train.py config/swiglu.py config/cpu.py
 batch_size = 6
 block_size = 128
 max_iters = 2000

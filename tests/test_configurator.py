@@ -104,6 +104,7 @@ def test_values_of_a_config_file(line, name, value):
         ("--dataset=don't", 'dataset', "don't"),
         ('--overwrite', 'overwrite', True),
         ('--overwrite=False', 'overwrite', False),
+        ('--compile', 'compile', True),
     ],
 )
 def test_values_of_a_flag(flag, name, value):

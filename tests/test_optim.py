@@ -1,4 +1,4 @@
-"""optim.py against formulas worked out by hand, and torch's own averaging."""
+"""optim.py against formulas worked out by hand, torch's own Muon and its averaging."""
 
 import collections
 import copy
