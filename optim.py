@@ -53,7 +53,7 @@ class Muon(torch.optim.Optimizer):
 
     The step is made as large as AdamW's, so that one learning rate does for both (Liu et al., 2025). The same as
     torch.optim.Muon with adjust_lr_fn='match_rms_adamw', which goes matrix by matrix and takes no learning rate from
-    memory; here all matrices of a shape go together, in half the time (two CPU cores, the matrices of swiglu).
+    memory; here all matrices of a shape go together: 14 ms against 20 (swiglu, two CPU cores).
     """
 
     def __init__(self, groups, lr, momentum=0.95):
