@@ -627,7 +627,7 @@ def main():
         run = Run(c, corpus, machine)
         say(headline(c, corpus.meta['vocab_size']))
         say(f'device: {machine.device}' + (f', {run.world} processes' if run.world > 1 else ''))
-        say(f'dtype: {run.dtype}' + (', compiled' if machine.compile else ''))
+        say(f'dtype: {run.dtype}' + ', compiled' * machine.compile + ', recorded' * machine.cuda_graph)
         say(f'attention: {machine.attention} ({machine.reason})')
         say(f'corpus: {c.dataset}, {len(corpus.train):,} tokens, {run.batches.end_of_epoch(1):,} batches an epoch')
         if c.init_from == 'resume':
