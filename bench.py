@@ -39,7 +39,7 @@ seconds = 10.0  # how long each row is timed, after the warm-up; at least 5 step
 PROGRAMS = [__file__, train.__file__]  # whose knobs these are
 COLUMNS = 'config ms_median ms_p10 ms_p90 tokens_per_s tflops peak_share peak_memory_gb log_ms'.split()
 LOG_MS = {'swiglu': 38, 'deep': 48.5, 'wide': 35, 'swiglu_18': 130, 'swiglu_23': 465}  # the log's ms/batch
-WARM_UP = 3  # steps: the first compiles and allocates, the next settle caches and clocks
+WARM_UP = 3  # steps: the first compiles and allocates, the next settle caches and clocks, the third may be recorded
 
 
 # ---- what is measured ----------------------------------------------------------------------------------------------

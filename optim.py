@@ -36,14 +36,15 @@ def orthogonalize(m):
     Five steps of a polynomial: X <- a X + b (X X') X + c (X X')^2 X turns each singular value s into
     a s + b s^3 + c s^5, and its three numbers are chosen to bring any s from 0.002 to 1 to about 0.7 to 1.2 in so few.
     """
+    a, b, c = 3.4445, -4.7750, 2.0315
     x = m.bfloat16()
     tall = x.size(1) > x.size(2)
     x = x.mT.contiguous() if tall else x  # the smaller X X'
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # no singular value above 1
     for _ in range(5):
         square = x @ x.mT
-        square = torch.baddbmm(square, square, square, beta=-4.7750, alpha=2.0315)
-        x = torch.baddbmm(x, square, x, beta=3.4445)
+        square = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        x = torch.baddbmm(x, square, x, beta=a)
     return x.mT if tall else x
 
 
@@ -74,7 +75,8 @@ class Muon(torch.optim.Optimizer):
                 gradients = [p.grad for p in weights]
                 torch._foreach_lerp_(buffers, gradients, 1 - momentum)
                 ahead = torch._foreach_lerp(gradients, buffers, momentum)  # Nesterov's: where the momentum leads to
-                step = orthogonalize(torch.stack(ahead)) * (lr * 0.2 * math.sqrt(max(shape)))
+                size = 0.2 * math.sqrt(max(shape))  # a root mean square of 0.2, as AdamW's steps have
+                step = orthogonalize(torch.stack(ahead)) * (lr * size)
                 torch._foreach_mul_(weights, 1 - lr * group['weight_decay'])
                 torch._foreach_sub_(weights, step.unbind())
 
