@@ -66,12 +66,12 @@ def synchronize(device):
         getattr(torch, device.type).synchronize()
 
 
-def timed_step(run):
-    """Milliseconds of one training step, with the device idle before and after."""
-    synchronize(run.device)
+def milliseconds(function, device):
+    """How long a call takes, with the device idle before and after."""
+    synchronize(device)
     start = time.perf_counter()
-    run.train_step()
-    synchronize(run.device)
+    function()
+    synchronize(device)
     return (time.perf_counter() - start) * 1e3
 
 
@@ -79,14 +79,7 @@ def matmul_peak(machine):
     """The TFLOP/s of this machine's best large matrix product in this dtype: what a step could reach at most."""
     n = 8192 if machine.device.type == 'cuda' else 1024
     a, b = (torch.randn(n, n, device=machine.device, dtype=machine.dtype) for _ in range(2))
-    times = []
-    for _ in range(20):
-        synchronize(machine.device)
-        start = time.perf_counter()
-        a @ b
-        synchronize(machine.device)
-        times.append(time.perf_counter() - start)
-    return 2 * n**3 / min(times) / 1e12
+    return 2 * n**3 / min(milliseconds(lambda: a @ b, machine.device) for _ in range(20)) / 1e9
 
 
 def peak_memory_gb(device):
@@ -109,10 +102,10 @@ def commit():
 def measure(name, c, machine):
     """One row: the times of the config's training step on this machine."""
     run = train.Run(c, random_corpus(c), machine)
-    first, *_ = [timed_step(run) for _ in range(WARM_UP)]
+    first, *_ = [milliseconds(run.train_step, run.device) for _ in range(WARM_UP)]
     times = []
     while len(times) < 5 or sum(times) < c.seconds * 1e3:
-        times.append(timed_step(run))
+        times.append(milliseconds(run.train_step, run.device))
     median, (p10, *_, p90) = statistics.median(times), statistics.quantiles(times, n=10)
     tokens = c.batch_size * c.block_size
     tflops = flops_per_token(c, run.raw) * tokens / median / 1e9
@@ -174,7 +167,7 @@ class NanoGPT:
             net = nanogpt.GPT(nanogpt.GPTConfig(**shape, vocab_size=-(-corpus.meta['vocab_size'] // 8) * 8, bias=True))
             self.optimizer = net.to(machine.device).configure_optimizers(0.1, 1e-4, (0.9, 0.95), machine.device.type)
         self.model, self.device = torch.compile(net), machine.device
-        self.autocast = torch.autocast(self.device.type, machine.dtype, enabled=machine.dtype != torch.float32)
+        self.autocast = machine.autocast()
         self.shape, self.file = (c.batch_size, c.block_size), tempfile.NamedTemporaryFile()
         corpus.train.numpy().astype(np.uint16).tofile(self.file.name)
         self.batch = self.read()
@@ -240,7 +233,7 @@ def print_comparison(name, c):
     while sum(map(sum, times)) < c.seconds * 1e3 * len(runs) or len(times[0]) < 5:
         for (_, run, context), row in zip(runs, times, strict=True):
             with context():
-                row.append(timed_step(run))
+                row.append(milliseconds(run.train_step, run.device))
     medians = {variant: statistics.median(row) for (variant, _, _), row in zip(runs, times, strict=True)}
     if c.json:
         shape = {knob: getattr(c, knob) for knob in ('n_layer', 'n_head', 'n_embd', 'batch_size', 'block_size')}
@@ -260,7 +253,7 @@ def print_profile(name, c, machine):
         run.train_step()
     with torch.profiler.profile() as profiler:
         for _ in range(3):
-            timed_step(run)
+            milliseconds(run.train_step, run.device)
     profiler.export_chrome_trace('trace.json')
     on_gpu = machine.device.type == 'cuda'
     rows = [(e.self_device_time_total if on_gpu else e.self_cpu_time_total, e) for e in profiler.key_averages()]

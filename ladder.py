@@ -115,7 +115,7 @@ def sample(folder, prompt):
     model, encoding, machine = load_model(folder)
     generator = torch.Generator(machine.device).manual_seed(1)
     text = stream_text(model, encoding, prompt, 60, temperature=0.7, top_k=50, generator=generator)
-    with torch.autocast(machine.device.type, machine.dtype, enabled=machine.dtype != torch.float32):
+    with machine.autocast():
         return ' '.join((prompt + ''.join(text)).split())
 
 
@@ -222,19 +222,13 @@ def solve_puzzle(c, flags):
     write(RESULTS / path.name.replace('ladder', 'dropout'), found)
 
 
-def puzzle_table(found):
-    """The README's table of the puzzle."""
-    lines = [
-        '| trained with | dropout in evaluation | loss on training text | on validation text |',
-        '|---|---|---|---|',
-    ]
-    for case in found['cases']:
-        cells = case['trained'], case['evaluated'], f'{case["train"]:.2f}', f'{case["val"]:.2f}'
-        lines.append('| ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines)
-
-
 # ---- reporting -----------------------------------------------------------------------------------------------------
+
+
+def markdown(columns, rows):
+    """A table of README.md."""
+    lines = [columns, ['---'] * len(columns), *rows]
+    return '\n'.join(f'| {" | ".join(map(str, cells))} |' for cells in lines)
 
 
 def epochs_of(run):
@@ -255,50 +249,50 @@ def runs_by_row(results):
 
 def table(results):
     """The README's table of one results file: the log's losses beside ours, mean ± sd over the seeds."""
-    lines = ['| # | config | the log | ours | training | bits per byte | ms/batch |', '|---|---|---|---|---|---|---|']
+    lines = []
     for name, runs in runs_by_row(results).items():
         ends = list(zip(*map(epochs_of, runs), strict=True))
         losses = ', '.join(mean_sd([e['val_loss'] for e in end], 2) for end in ends)
         if ends[-1][0]['ema_loss'] is not None:
             losses += f' (average: {mean_sd([e["ema_loss"] for e in ends[-1]], 2)})'
-        last = [
-            mean_sd([e[key] for e in ends[-1]], digits) for key, digits in (('train_loss', 2), ('bits_per_byte', 3))
-        ]
+        training, bits = (mean_sd([e[key] for e in ends[-1]], digits)
+                          for key, digits in (('train_loss', 2), ('bits_per_byte', 3)))  # fmt: skip
         times = [run['ms_per_batch'] for run in runs if run['ms_per_batch']]  # no log line, no time
         ms = f'{statistics.median(times):.0f}' if times else ''
-        cells = [ROWS.index(name) + 1, f'`{name}`', LOG.get(name, ''), losses, *last, ms]
-        lines.append('| ' + ' | '.join(map(str, cells)) + ' |')
-    return '\n'.join(lines)
+        lines.append([ROWS.index(name) + 1, f'`{name}`', LOG.get(name, ''), losses, training, bits, ms])
+    return markdown(['#', 'config', 'the log', 'ours', 'training', 'bits per byte', 'ms/batch'], lines)
 
 
 def bench_table(results):
     """The README's table of one results file of bench.py's rows."""
-    lines = ['| config | ms/batch | p10 to p90 | tokens/s | TFLOP/s | of the peak |', '|---|---|---|---|---|---|']
-    for row in results['rows']:
-        cells = [f'`{row["config"]}`', f'{row["ms_median"]:,.0f}', f'{row["ms_p10"]:,.0f} to {row["ms_p90"]:,.0f}',
-                 f'{row["tokens_per_s"]:,.0f}', f'{row["tflops"]:.3f}', f'{row["peak_share"]:.0%}']  # fmt: skip
-        lines.append('| ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines)
+    cells = ['`{config}`', '{ms_median:,.0f}', '{ms_p10:,.0f} to {ms_p90:,.0f}', '{tokens_per_s:,.0f}',
+             '{tflops:.3f}', '{peak_share:.0%}']  # fmt: skip
+    lines = [[cell.format(**row) for cell in cells] for row in results['rows']]
+    return markdown(['config', 'ms/batch', 'p10 to p90', 'tokens/s', 'TFLOP/s', 'of the peak'], lines)
 
 
 def nanogpt_table(results):
     """The README's table of bench.py --compare=nanogpt: a row a shape, medians in ms."""
-    names = list(results['rows'][0]['ms_median'])
-    lines = [f'| shape | {" | ".join(names)} |', '|---' * (len(names) + 1) + '|']
+    lines = []
     for row in results['rows']:
         shape = '{n_layer} layers, {n_embd} wide, {batch_size} x {block_size}'.format(**row)
-        cells = [f'{ms:.0f}' if ms >= 100 else f'{ms:.1f}' for ms in row['ms_median'].values()]
-        lines.append(f'| {shape} | {" | ".join(cells)} |')
-    return '\n'.join(lines)
+        lines.append([shape, *(f'{ms:.0f}' if ms >= 100 else f'{ms:.1f}' for ms in row['ms_median'].values())])
+    return markdown(['shape', *results['rows'][0]['ms_median']], lines)
 
 
 def screening_table(results):
     """The README's table of changes that were tried once, each against the run that it changes."""
-    lines = ['| change | to | loss | difference |', '|---|---|---|---|']
+    lines = []
     for case in results['cases']:
         loss, difference = case['val_loss'], case['val_loss'] - case['base_loss']
-        lines.append(f'| {case["change"]} | {case["base"]} | {loss:.3f} | {difference:+.3f} |')
-    return '\n'.join(lines)
+        lines.append([case['change'], case['base'], f'{loss:.3f}', f'{difference:+.3f}'])
+    return markdown(['change', 'to', 'loss', 'difference'], lines)
+
+
+def dropout_table(results):
+    """The README's table of the log's dropout puzzle."""
+    lines = [[c['trained'], c['evaluated'], f'{c["train"]:.2f}', f'{c["val"]:.2f}'] for c in results['cases']]
+    return markdown(['trained with', 'dropout in evaluation', 'loss on training text', 'on validation text'], lines)
 
 
 def samples(results):
@@ -310,7 +304,7 @@ def samples(results):
 
 README_BLOCKS = {  # what results/KIND_NAME.json becomes between README.md's <!-- KIND_NAME --> and <!-- /KIND_NAME -->
     'ladder': lambda results: table(results) + samples(results),
-    'dropout': puzzle_table,
+    'dropout': dropout_table,
     'bench': bench_table,
     'nanogpt': nanogpt_table,
     'screening': screening_table,

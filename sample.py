@@ -54,7 +54,7 @@ def main():
     check_knobs(c)
     model, encoding, machine = load_model(c.out_dir, c.device, c.dtype)
     generator = torch.Generator(machine.device).manual_seed(c.seed)
-    with torch.autocast(machine.device.type, machine.dtype, enabled=machine.dtype != torch.float32):
+    with machine.autocast():
         for _ in range(c.num_samples):
             print(c.start, end='', flush=True)
             for text in stream_text(model, encoding, c.start, c.max_new_tokens, temperature=c.temperature,

@@ -116,8 +116,12 @@ def check_knobs(c):
             sys.exit(f'{name} is {value}, expected less than 1.')
 
 
-# what a run computes with, printed at its start; the knobs of these names override it. reason: why this attention
-Machine = namedtuple('Machine', 'device dtype compile cuda_graph attention reason')
+class Machine(namedtuple('Machine', 'device dtype compile cuda_graph attention reason')):
+    """What a run computes with, printed at its start; the knobs of these names override it. reason: why this
+    attention."""
+
+    def autocast(self):
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
 def choose_machine(c):
@@ -240,7 +244,7 @@ class Run:
         self.optimizer = create_optimizer(self.raw, c.optimizer, c.learning_rate, c.weight_decay)
         self.ema = create_ema(self.raw, c.ema_decay) if c.ema_decay else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=machine.dtype == torch.float16)
-        self.autocast = torch.autocast(self.device.type, machine.dtype, enabled=machine.dtype != torch.float32)
+        self.autocast = machine.autocast()
         self.stateful = {'model': self.raw, 'optimizer': self.optimizer, 'ema': self.ema, 'scaler': self.scaler}
         self.model = torch.compile(self.raw, dynamic=False) if machine.compile else self.raw
         self.replica = DistributedDataParallel(self.model) if self.world > 1 else self.model
@@ -333,8 +337,7 @@ class Run:
             'step': self.step,
             'evaluated': self.evaluated,
             'epoch_loss': self.epoch_loss,
-            'knobs': vars(self.c),
-            'dtype': self.dtype,
+            'knobs': {**vars(self.c), 'dtype': self.dtype},  # what 'auto' chose here: elsewhere it may be another
             'vocabulary': self.corpus.vocabulary,
             'corpus': self.corpus.meta['train']['sha256'],
         }
@@ -354,9 +357,6 @@ class Run:
         for knob, change in changed.items():
             if knob not in ('out_dir', 'init_from', 'overwrite'):
                 say(f'resume: {change}')
-        was = saved.get('dtype', now['dtype'])  # the first checkpoints did not hold it
-        if was != now['dtype']:  # 'auto' may choose another on another machine
-            say(f'resume: computed in {was}, now in {now["dtype"]}')
         decays = [group['weight_decay'] for group in self.optimizer.param_groups]
         for name, part in self.stateful.items():
             if part and saved[name]:  # a scaler that was off has no state

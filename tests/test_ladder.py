@@ -124,7 +124,7 @@ def test_the_puzzle_leaves_dropout_on_where_it_says(climb, tmp_path, monkeypatch
         assert case['trained'] == {'flash': 'dropout 0.2', 'weight_decay': 'no dropout'}[run['row']]
         assert case['evaluated'] == 'off'
         assert case['val'] == pytest.approx(run['evaluations'][-1]['val_loss'], abs=1e-5)
-    assert ladder.puzzle_table(found).count('\n') == 10
+    assert ladder.dropout_table(found).count('\n') == 10
 
 
 def run_of(row, seed, losses, ema=None):

@@ -325,10 +325,10 @@ def test_a_resumed_run_takes_its_weight_decay_from_the_knob_and_says_a_new_dtype
     run('--out_dir=out/changed', '--max_iters=2')
     again = ('--out_dir=out/changed', '--init_from=resume')
     out = run(*again, '--weight_decay=0.5', '--dtype=bfloat16', '--max_iters=3')
-    assert 'computed in float32, now in bfloat16' in out and 'weight_decay was 0.1, now 0.5' in out
+    assert "dtype was 'float32', now 'bfloat16'" in out and 'weight_decay was 0.1, now 0.5' in out
     groups = checkpoint('out/changed')['optimizer']['param_groups']
     assert [group['weight_decay'] for group in groups] == [0.5, 0.5, 0.0]
-    assert 'now in float16' in run(*again, '--weight_decay=0.5', '--dtype=float16', '--max_iters=4')
+    assert "now 'float16'" in run(*again, '--weight_decay=0.5', '--dtype=float16', '--max_iters=4')
 
 
 def test_the_closing_sample_is_computed_in_the_runs_dtype(run, monkeypatch):
