@@ -7,7 +7,7 @@
     python data.py SOURCE --errors=replace        although some of it is not UTF-8
 
 A prepared corpus is a folder data/NAME of train.bin and val.bin (token ids, little-endian uint16 or uint32),
-bpe.tiktoken (the vocabulary, in tiktoken's rank-file format) and meta.json, which is written last.
+bpe.tiktoken (our vocabulary, in tiktoken's rank-file format) and meta.json, which is written last.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import itertools
 import json
 import lzma
 import os
+import shlex
 import shutil
 import sys
 import sysconfig
@@ -57,7 +58,8 @@ PIECE = 1 << 18  # bytes of text read at a time
 HELD_OUT = 13 / 256  # share of the documents kept for validation, about 5 %
 BAR = dict(unit='B', unit_scale=True, disable=None)  # a bar of progress, on terminals only
 MAX_EXPANSION = 200  # an archive that unpacks to more than this many times its size is taken for a bomb
-READ_ERRORS = (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, RuntimeError)
+READ_ERRORS = (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, RuntimeError,
+               ValueError)  # fmt: skip
 
 # ---- where text comes from -----------------------------------------------------------------------------------------
 
@@ -118,7 +120,8 @@ def split(docs):
     if {'train', 'val'} <= set(side.values()):
         val = {d for d in docs if side[d] == 'val'}
     else:
-        val = {d for d in docs if name_hash(d) < HELD_OUT} or set(sorted(docs, key=name_hash)[:1])
+        low = {d for d in docs if name_hash(d) < HELD_OUT}
+        val = low if 0 < len(low) < len(docs) else set(sorted(docs, key=name_hash)[:1])  # neither side stays empty
     return [d for d in docs if d not in val], [d for d in docs if d in val]
 
 
@@ -275,17 +278,17 @@ def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
     remote = place.startswith(('http://', 'https://'))
     name = source if source in KNOWN else PurePath(place).name.split('.')[0] or 'corpus'
     name += '' if encoding == 'bpe' else f'-{encoding}'
-    origin = place if remote or source in KNOWN else str(Path(place).resolve())
+    origin = place if remote or source in KNOWN else os.path.realpath(place)
     folder = ROOT / name
     if not remote and Path(origin).is_relative_to(folder.resolve()):
         sys.exit(f'{source} lies in {folder}, which its tokens would replace: move it elsewhere first.')
-    if folder.exists() and not overwrite:
+    if os.path.exists(folder) and not overwrite:
         there = Corpus(name).source
         if there != origin:
             sys.exit(f'{folder} was prepared from {there}, not from {origin}: rename one, or add --overwrite.')
         note(f'{folder} is prepared already; --overwrite prepares it again')
         return name
-    if not remote and not Path(place).exists():
+    if not remote and not os.path.exists(place):
         sys.exit(f'{source} is no file, folder, URL or known name ({", ".join(KNOWN)}).')
     try:
         ROOT.mkdir(exist_ok=True)
@@ -363,7 +366,7 @@ class Corpus:
             self.source, encoding = self.meta['source'], self.meta['encoding']
             self.train, self.val = self.tokens('train'), self.tokens('val')
             self.vocabulary = (self.folder / 'bpe.tiktoken').read_text() if encoding == 'bpe' else encoding
-            if self.meta.get('vocabulary_sha256', sha256(self.vocabulary)) != sha256(self.vocabulary):
+            if self.meta['vocabulary_sha256'] != sha256(self.vocabulary):
                 raise ValueError('its vocabulary is not what was written (SHA-256)')
             self.encoding = read_encoding(self.vocabulary)
             if self.encoding.n_vocab != self.meta['vocab_size']:
@@ -372,7 +375,7 @@ class Corpus:
             source, encoding = self.meta.get('source', 'SOURCE'), self.meta.get('encoding', 'bpe')
             source = next((name for name, place in KNOWN.items() if place == source), source)
             option = '' if encoding == 'bpe' else f' --encoding={encoding}'
-            remedy = f'python data.py {source}{option} --overwrite'
+            remedy = f'python data.py {shlex.quote(source)}{option} --overwrite'
             sys.exit(f'{self.folder} is damaged: {error}. Prepare it again: {remedy}')
 
     def tokens(self, side):
@@ -392,8 +395,8 @@ class Corpus:
 
 def open_corpus(dataset):
     """The Corpus of a prepared name, a known name or a path; prepares it first where that is still to be done."""
-    if not (ROOT / dataset / 'meta.json').exists():
-        if dataset not in KNOWN and not Path(dataset).exists() and '://' not in dataset:
+    if not os.path.exists(ROOT / dataset / 'meta.json'):
+        if dataset not in KNOWN and not os.path.exists(dataset) and '://' not in dataset:
             there = sorted(p.parent.name for p in ROOT.glob('*/meta.json'))
             sys.exit(
                 f'there is no corpus {dataset!r}; prepared: {", ".join(there) or "none"}; '
@@ -405,7 +408,7 @@ def open_corpus(dataset):
 
 def vocab_size_of(dataset):
     """The vocabulary's size of a prepared corpus, or what our own BPE will give it."""
-    return Corpus(dataset).meta['vocab_size'] if (ROOT / dataset / 'meta.json').exists() else 256 + MERGES + 1
+    return Corpus(dataset).meta['vocab_size'] if os.path.exists(ROOT / dataset / 'meta.json') else 256 + MERGES + 1
 
 
 def ids_at(tokens, index):
@@ -472,7 +475,7 @@ def main():
     parser.add_argument('--errors', default='strict', choices=('strict', 'replace'), help='bytes that are not UTF-8')
     parser.add_argument('--overwrite', action='store_true', help='prepare it again although it is there')
     name = prepare(**vars(parser.parse_args()))
-    print(f'train on it: python train.py config/swiglu.py --dataset={name}')
+    print(f'train on it: python train.py config/swiglu.py --dataset={shlex.quote(name)}')
 
 
 if __name__ == '__main__':

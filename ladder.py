@@ -5,7 +5,7 @@
     python ladder.py --puzzle                          the log's broken dropout, tried on rows 4 and 5
     python ladder.py --report                          the tables and pictures of all that is in results/
 
-Any of train.py's knobs may follow, and holds for all rows. Each row is trained by train.py, in a folder of its own.
+Almost any of train.py's knobs may follow and holds for all rows. Each is trained by train.py in a folder of its own.
 The same command again goes on: finished rows are skipped, a row that was stopped is taken up at its last checkpoint.
 A row that fails is reported at the end, and stops no other.
 """
@@ -32,7 +32,6 @@ from configurator import configure
 from data import open_corpus
 from model import Attention
 from sample import load_model
-from train import stream_text
 
 seeds = '1'  # of each row, with commas between them
 learning_rate_scale = 1.0  # multiplies the rows' learning rates, but for SGD's: a short run needs a higher one
@@ -80,11 +79,15 @@ def run_row(config, seed, scale, flags, folder):
     knobs = [*flags, f'--seed={seed}', f'--out_dir={folder}']
     if c.optimizer != 'sgd' and scale != 1:
         knobs += [f'--learning_rate={c.learning_rate * scale:.6g}', f'--min_lr={c.min_lr * scale:.6g}']
-    if any((folder / name).exists() for name in ('ckpt.pt', 'ckpt_prev.pt')):
-        knobs.append('--init_from=resume')
     torch.compiler.reset()  # it compiles the same code only so many times, and the rows share theirs
-    sys.argv = ['train.py', config, *knobs]
     try:
+        if any((folder / name).exists() for name in ('ckpt.pt', 'ckpt_prev.pt')):
+            knobs.append('--init_from=resume')
+            was, now = train.load_checkpoint(folder)['knobs'], vars(configure([train.__file__], [config, *knobs])[0])
+            other = [k for k in now if k not in ('init_from', 'dtype') and was.get(k, now[k]) != now[k]]
+            if other:
+                sys.exit(f'{folder} holds a run with another {", ".join(other)}: move it away.')
+        sys.argv = ['train.py', config, *knobs]
         train.main()
     except SystemExit as stop:
         if stop.code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
@@ -102,21 +105,17 @@ def measured(row, seed, folder):
     lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
     evaluations = [line for line in lines if 'val_loss' in line]
     times = [line['ms_per_batch'] for line in lines if 'ms_per_batch' in line]
-    return {
-        'row': row,
-        'seed': seed,
-        'ms_per_batch': statistics.median(times) if times else None,
-        'evaluations': evaluations,
-    }
+    ms = statistics.median(times) if times else None
+    return {'row': row, 'seed': seed, 'ms_per_batch': ms, 'evaluations': evaluations}
 
 
-def sample(folder, prompt):
-    """What a finished row's model makes of a prompt, on one line."""
-    model, encoding, machine = load_model(folder)
+def sample(c, folder):
+    """What a finished row's model makes of the prompt, on one line."""
+    model, encoding, machine = load_model(folder, c.device, c.dtype)
     generator = torch.Generator(machine.device).manual_seed(1)
-    text = stream_text(model, encoding, prompt, 60, temperature=0.7, top_k=50, generator=generator)
+    text = train.stream_text(model, encoding, c.prompt, 60, temperature=0.7, top_k=50, generator=generator)
     with machine.autocast():
-        return ' '.join((prompt + ''.join(text)).split())
+        return ' '.join((c.prompt + ''.join(text)).split())
 
 
 def place(c):
@@ -162,7 +161,7 @@ def run_ladder(c, configs, flags):
             failed.append(f'{row} (seed {seed})')
             continue
         found = measured(row, seed, folder)
-        results['rows'].append({**found, 'sample': sample(folder, c.prompt), **surroundings(device)})
+        results['rows'].append({**found, 'sample': sample(c, folder), **surroundings(device)})
         write(path, results)
     print(f'\n{path}: {len(results["rows"])} rows' + (f'; failed: {", ".join(failed)}' if failed else ''))
     sys.exit(1 if failed else 0)
@@ -180,20 +179,15 @@ PUZZLE = {  # how a model is trained: (its row, what differs from it)
 }
 
 
-class LeftOn(nn.Module):
-    """A model of which the modules of some kinds stay in training mode when it is told to evaluate: the bug."""
+def leave_on(model, kinds):
+    """The model, of which the modules of some kinds now stay in training mode when it is told to evaluate: the bug."""
 
-    def __init__(self, model, kinds):
-        super().__init__()
-        self.model, self.kinds = model, kinds
+    def evaluate():
+        for module in model.modules():
+            module.training = isinstance(module, kinds)
 
-    def eval(self):
-        self.model.eval()
-        for module in self.model.modules():
-            module.training = isinstance(module, self.kinds)
-
-    def forward(self, idx, targets):
-        return self.model(idx, targets)
+    model.eval = evaluate
+    return model
 
 
 def solve_puzzle(c, flags):
@@ -216,7 +210,7 @@ def solve_puzzle(c, flags):
             losses = {}
             for side, run.corpus in (('train', beginning), ('val', corpus)):
                 torch.manual_seed(c.seed)
-                losses[side] = run.evaluate(LeftOn(run.raw, kinds))
+                losses[side] = run.evaluate(leave_on(run.raw, kinds))
             found['cases'].append({'trained': trained, 'evaluated': name, **losses})
             print(found['cases'][-1], flush=True)
     write(RESULTS / path.name.replace('ladder', 'dropout'), found)
@@ -243,7 +237,8 @@ def mean_sd(values, digits):
 
 
 def runs_by_row(results):
-    rows = {name: [run for run in results['rows'] if run['row'] == name] for name in ROWS}
+    names = [*ROWS, *(run['row'] for run in results['rows'])]  # the ladder's in its order, then the others
+    rows = {name: [run for run in results['rows'] if run['row'] == name] for name in names}
     return {name: runs for name, runs in rows.items() if runs}
 
 
@@ -255,11 +250,12 @@ def table(results):
         losses = ', '.join(mean_sd([e['val_loss'] for e in end], 2) for end in ends)
         if ends[-1][0]['ema_loss'] is not None:
             losses += f' (average: {mean_sd([e["ema_loss"] for e in ends[-1]], 2)})'
-        training, bits = (mean_sd([e[key] for e in ends[-1]], digits)
-                          for key, digits in (('train_loss', 2), ('bits_per_byte', 3)))  # fmt: skip
+        training = mean_sd([e['train_loss'] for e in ends[-1]], 2)
+        bits = mean_sd([e['bits_per_byte'] for e in ends[-1]], 3)
         times = [run['ms_per_batch'] for run in runs if run['ms_per_batch']]  # no log line, no time
         ms = f'{statistics.median(times):.0f}' if times else ''
-        lines.append([ROWS.index(name) + 1, f'`{name}`', LOG.get(name, ''), losses, training, bits, ms])
+        number = ROWS.index(name) + 1 if name in ROWS else ''
+        lines.append([number, f'`{name}`', LOG.get(name, ''), losses, training, bits, ms])
     return markdown(['#', 'config', 'the log', 'ours', 'training', 'bits per byte', 'ms/batch'], lines)
 
 
@@ -357,7 +353,7 @@ def draw_speed(results, path):
     plt.close(figure)
 
 
-PICTURES = {'ladder': ('ladder', draw_losses), 'bench': ('speed', draw_speed)}
+PICTURES = {'ladder': draw_losses, 'bench': draw_speed}
 
 
 def replace_between(text, name, new):
@@ -372,12 +368,11 @@ def replace_between(text, name, new):
 def make_report():
     text = README.read_text()
     for path in sorted(RESULTS.glob('*.json')):
-        kind, _, name = path.stem.partition('_')
+        kind = path.stem.split('_')[0]
         results = json.loads(path.read_text())
         text = replace_between(text, path.stem, README_BLOCKS[kind](results))
         if kind in PICTURES:
-            picture, draw = PICTURES[kind]
-            draw(results, RESULTS / f'{picture}_{name}.png')
+            PICTURES[kind](results, path.with_suffix('.png'))
         print(f'{path.stem}: README.md' + (f' and a picture in {RESULTS}' if kind in PICTURES else ''))
     README.write_text(text)
 
@@ -387,6 +382,9 @@ def main():
     train.check_knobs(configure([train.__file__], overrides(sys.argv[1:]))[0])  # those of all rows
     if not all(seed.isdigit() for seed in c.seeds.split(',')):
         sys.exit(f'seeds is {c.seeds!r}, expected whole numbers with commas between them: --seeds=1,2,3')
+    own = [a for a in sys.argv[1:] if a.split('=')[0] in ('--seed', '--out_dir', '--init_from', '--overwrite')]
+    if own or c.max_iters == 0:
+        sys.exit(f'{" ".join(own) or "--max_iters=0"} is not for the ladder, which sets it for each row: leave it out.')
     if c.report:
         make_report()
     elif c.puzzle:

@@ -300,7 +300,6 @@ def test_targets_of_minus_one_do_not_count():
     net, x, y = build('rotary'), tokens(), tokens().roll(-1, dims=1)
     y[:, T // 2 :] = -1
     logits = net(x)[:, : T // 2]
-    padding = torch.full((*logits.shape[:2], 24 - V), 0.0, dtype=torch.float64)
     assert net.embedding.num_embeddings == 24  # 19, padded to the next multiple of 8
     stream = []
     net.norm.register_forward_hook(lambda m, i, out: stream.append(out))

@@ -145,8 +145,8 @@ def choose_machine(c):
         sys.exit("device is 'mps', but this computer has none; try --device=cpu.")
     if kind == 'cpu':
         keep_freed_memory()
-    fast = 'bfloat16' if has_fast_bfloat16(device) else 'float32'
-    dtype = getattr(torch, fast if c.dtype == 'auto' else c.dtype)
+    name = c.dtype if c.dtype != 'auto' else 'bfloat16' if has_fast_bfloat16(device) else 'float32'
+    dtype = getattr(torch, name)
     attention, reason = 'sdpa', "nn.MultiheadAttention's own choice"
     if c.model == 'flash':
         attention, reason = choose_attention(c.attention, device, dtype, c.dropout)
@@ -568,7 +568,6 @@ def train_or_exit(run, out_dir, machine, resume):
     """train(), with what can stop it said in one line; a caught signal exits with 128 + its number."""
     try:
         signum = train(run, out_dir, catch_signals())
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # nothing is left to save: Ctrl-C quits
     except FloatingPointError as error:
         sys.exit(f'{error}: stopped before the update; likely too high a learning_rate, too short a warmup, or '
                  'float16. The last checkpoint is whole: '
@@ -577,6 +576,9 @@ def train_or_exit(run, out_dir, machine, resume):
         sys.exit(out_of_memory(run.c, machine))
     except OSError as error:  # a full disk may strike metrics.jsonl before a checkpoint
         sys.exit(f'{out_dir} could not be written: {error.strerror}. The last checkpoint is whole: {resume}')
+    finally:  # nothing is left to save: a signal quits
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if signum:
         say(f'stopped at step {run.step} and saved; go on with: {resume}')
         leave(run, 128 + signum)

@@ -8,6 +8,7 @@ import torch
 
 import data
 import train
+from model import LanguageModel
 
 REPO = train.__file__.removesuffix('/train.py')
 WORDS = 'the a ladder log row model token learns reads writes and or not flash small large def return if else'.split()
@@ -38,10 +39,13 @@ def run(workplace, monkeypatch, capsys):
     it is stopped as by Ctrl-C after n steps."""
     monkeypatch.chdir(workplace)
 
+    generate = LanguageModel.generate
+
     def main(*arguments, stop_at=None):
         monkeypatch.setattr(sys, 'argv', ['train.py', *SMALL, '--dataset=tiny', *arguments])
         monkeypatch.setattr(train, 'catch_signals', list)  # pytest's own handlers stay
-        with pytest.MonkeyPatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch:  # the closing sample is short: it takes longer than the run
+            patch.setattr(LanguageModel, 'generate', lambda net, ids, n, **options: generate(net, ids, 5, **options))
             if stop_at is None:
                 train.main()
             else:

@@ -34,14 +34,15 @@ def climb(workplace, tmp_path, monkeypatch, capsys):
         out, err = capsys.readouterr()
         return ended.value.code, json.loads(path.read_text()) if path.exists() else None, out + err
 
-    yield main
+    return main
 
 
 def rows_of(results):
     return [(run['row'], run['seed']) for run in results['rows']]
 
 
-def test_rows_are_trained_once_and_their_numbers_kept(climb):
+def test_rows_are_trained_once_and_their_numbers_kept(climb, tmp_path):
+    results_file = tmp_path / 'ladder_tiny_cpu.json'
     code, results, _ = climb('swiglu', 'ema', '--seeds=1,2')
     assert code == 0 and rows_of(results) == [('swiglu', 1), ('ema', 1), ('swiglu', 2), ('ema', 2)]
     for run in results['rows']:
@@ -54,6 +55,9 @@ def test_rows_are_trained_once_and_their_numbers_kept(climb):
     assert code == 0 and again == results and '====' not in printed
     code, _, printed = climb('swiglu', '--n_layer=1')
     assert 'move it away' in code and '--n_layer=1' in code
+    os.remove(results_file)
+    code, results, printed = climb('swiglu', '--weight_decay=0.5')  # the run of before is not taken for one of these
+    assert code == 1 and results is None and 'holds a run with another weight_decay: move it away' in printed
 
 
 def test_a_row_that_fails_stops_no_other(climb, tmp_path):
@@ -113,8 +117,7 @@ def test_learning_rates_are_scaled_but_for_sgd(climb):
 
 def test_the_puzzle_leaves_dropout_on_where_it_says(climb, tmp_path, monkeypatch):
     _, results, _ = climb('flash', 'weight_decay', '--seeds=5')
-    climb_again = ['ladder.py', '--puzzle', '--seeds=5', *FLAGS]
-    monkeypatch.setattr(sys, 'argv', climb_again)
+    monkeypatch.setattr(sys, 'argv', ['ladder.py', '--puzzle', '--seeds=5', *FLAGS])
     ladder.main()
     found = json.loads((tmp_path / 'dropout_tiny_cpu.json').read_text())
     cases = found['cases']
@@ -186,7 +189,18 @@ def test_a_row_too_short_for_a_time_has_none():
     assert ladder.table(results).endswith('|  |')
 
 
-@pytest.mark.parametrize('flag, words', [('--seeds=x', "seeds is 'x'"), ('--dtype=foo', "dtype is 'foo', expected")])
+def test_a_row_of_ones_own_comes_after_the_ladders():
+    results = {'rows': [run_of(row, 1, [(1, 3.0)]) for row in ('mine', 'ema')]}
+    assert [line.split(' | ')[:2] for line in ladder.table(results).splitlines()[2:]] == [
+        ['| 7', '`ema`'],
+        ['| ', '`mine`'],
+    ]
+
+
+@pytest.mark.parametrize('flag, words', [
+    ('--seeds=x', "seeds is 'x'"), ('--dtype=foo', "dtype is 'foo', expected"),
+    ('--max_iters=0', 'max_iters=0 is not for the ladder'), ('--seed=3', '--seed=3 is not for the ladder'),
+])  # fmt: skip
 @pytest.mark.parametrize('mode', ['--puzzle', '--report=False'])
 def test_bad_knobs_are_refused(monkeypatch, flag, words, mode):
     monkeypatch.setattr(sys, 'argv', ['ladder.py', mode, flag])

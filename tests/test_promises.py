@@ -435,6 +435,9 @@ def test_four_processes_equal_one(run):
     for alone, together in zip(ours, theirs, strict=True):
         key = 'loss' if 'loss' in alone else 'val_loss'
         assert alone[key] == pytest.approx(together[key], abs=1e-5)
+    models = (train.load_checkpoint(f'out/{name}')['model'] for name in ('one_of_four', 'four'))
+    torch.testing.assert_close(*models, atol=1e-4, rtol=1e-3)
+    assert done.stdout.count('2 layer') == 1 and '4 processes' in done.stdout
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(workplace, monkeypatch):

@@ -243,22 +243,6 @@ def test_seeds(run):
     assert not torch.allclose(a['embedding.weight'], c['embedding.weight'])
 
 
-@pytest.mark.skipif(sys.platform == 'win32', reason='gloo under torchrun')
-def test_two_processes_equal_one(run, workplace):
-    run('--out_dir=out/one')
-    knobs = [*SMALL, '--dataset=tiny', '--out_dir=out/two']
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', f'{REPO}/train.py']
-    done = subprocess.run([*command, *knobs], cwd=workplace, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    one, two = checkpoint('out/one'), checkpoint('out/two')
-    torch.testing.assert_close(one['model'], two['model'], atol=1e-4, rtol=1e-3)
-    losses = [json.loads(line) for name in ('one', 'two') for line in open(f'out/{name}/metrics.jsonl')]
-    for alone, together in zip(losses[:3], losses[3:], strict=True):
-        key = 'loss' if 'loss' in alone else 'val_loss'
-        assert alone[key] == pytest.approx(together[key], abs=1e-5)
-    assert done.stdout.count('2 layer') == 1 and '2 processes' in done.stdout
-
-
 # ---- sample.py and bench.py ----------------------------------------------------------------------------------------
 
 
@@ -290,7 +274,8 @@ def test_sampling(run, monkeypatch, capsys):
     ],
 )
 def test_sampling_refuses(run, monkeypatch, knobs, words):
-    run('--out_dir=out/refuse', '--overwrite')
+    if not Path('out/refuse').exists():
+        run('--out_dir=out/refuse')
     with pytest.raises(SystemExit, match=re.escape(words)):
         main(monkeypatch, sample, '--out_dir=out/refuse', *knobs)
 
