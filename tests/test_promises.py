@@ -385,6 +385,14 @@ def torchrun(processes, *knobs, program=f'{REPO}/train.py'):
                           capture_output=True, text=True, timeout=120)  # fmt: skip
 
 
+def test_a_signal_after_the_last_step_quits(run, monkeypatch):
+    catch = train.catch_signals
+    monkeypatch.setattr(train, 'train', lambda *_: len(catch()))  # nothing caught: 0
+    run('--out_dir=out/after')
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_processes_agree_on_a_signal_that_one_of_them_caught(tmp_path):
     program = tmp_path / 'agree.py'
     program.write_text("""
