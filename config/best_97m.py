@@ -1,4 +1,4 @@
-# Past the log: the changes of rung 6 to row 14. What it reaches is not measured yet.
+# Past the log: the changes of rung 6 to row 14. What it reaches in an epoch is not measured yet.
 n_layer = 23
 n_head = 8
 n_embd = 512
