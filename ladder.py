@@ -384,7 +384,7 @@ def main():
         sys.exit(f'seeds is {c.seeds!r}, expected whole numbers with commas between them: --seeds=1,2,3')
     own = [a for a in sys.argv[1:] if a.split('=')[0] in ('--seed', '--out_dir', '--init_from', '--overwrite')]
     if own or c.max_iters == 0:
-        sys.exit(f'{" ".join(own) or "--max_iters=0"} is not for the ladder, which sets it for each row: leave it out.')
+        sys.exit(f'{" ".join(own) or "--max_iters=0"} is not for the ladder: leave it out.')
     if c.report:
         make_report()
     elif c.puzzle:

@@ -145,8 +145,10 @@ def choose_machine(c):
         sys.exit("device is 'mps', but this computer has none; try --device=cpu.")
     if kind == 'cpu':
         keep_freed_memory()
-    name = c.dtype if c.dtype != 'auto' else 'bfloat16' if has_fast_bfloat16(device) else 'float32'
-    dtype = getattr(torch, name)
+    dtype = c.dtype
+    if dtype == 'auto':
+        dtype = 'bfloat16' if has_fast_bfloat16(device) else 'float32'
+    dtype = getattr(torch, dtype)
     attention, reason = 'sdpa', "nn.MultiheadAttention's own choice"
     if c.model == 'flash':
         attention, reason = choose_attention(c.attention, device, dtype, c.dropout)
