@@ -1,76 +1,50 @@
 """Knobs from config files and the command line: a program's settings are the commented assignments at its top.
 
-    python train.py config/swiglu.py config/cpu.py --learning_rate=3e-4 --overwrite
+    python train.py config/swiglu.py config/cpu.py --n_layer=8 --overwrite
 
-Config files apply in order, then the command line; both go through the same checks. A config file holds
-assignments of literals, or arithmetic on numbers, and comments. It is parsed, never executed.
+Config files apply in order, then the command line. A config file is parsed and never executed: it holds comments,
+and assignments of literals or of arithmetic on numbers.
 """
 
 import ast
 import contextlib
 import difflib
-import io
 import math
-import operator
 import sys
-import tokenize
+from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
-ARITHMETIC = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-}
+ARITHMETIC = (ast.Constant, ast.UnaryOp, ast.USub, ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv)
 TYPES = {'bool': bool, 'int': int, 'float': float, 'str': str, 'None': type(None)}
 ERRORS = (ValueError, ArithmeticError, RecursionError, MemoryError)  # what a text can do to parser and arithmetic
-
-
-class Knob(NamedTuple):
-    default: object
-    types: list  # names of TYPES that a value may have
-    comment: str
+Knob = namedtuple('Knob', 'default types comment')  # types: the names of TYPES that a value may have
 
 
 def read_knobs(path):
-    """The knobs of a program: {name: Knob} of the lower-case literals assigned at the top level of its source.
-
-    A knob has the type of its default, or the types that its annotation lists (`int | None`).
-    """
+    """The knobs of a program: {name: Knob} of the lower-case literals assigned at the top level of its source. A knob
+    has the type of its default, or the types of its annotation (`int | None`)."""
     source = Path(path).read_text(encoding='utf-8')
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = {t.start[0]: t.string.strip('# ') for t in tokens if t.type == tokenize.COMMENT}
     knobs = {}
     for node in ast.parse(source).body:
         if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, ast.Constant):
-            annotated = isinstance(node, ast.AnnAssign)
-            name = node.target.id if annotated else node.targets[0].id
-            default = node.value.value
+            annotated, default = isinstance(node, ast.AnnAssign), node.value.value
+            name = (node.target if annotated else node.targets[0]).id
             types = ast.unparse(node.annotation).split(' | ') if annotated else [type(default).__name__]
             if name.islower():
-                knobs[name] = Knob(default, types, comments.get(node.lineno, ''))
+                comment = source.splitlines()[node.lineno - 1].partition('  # ')[2]
+                knobs[name] = Knob(default, types, comment)
     return knobs
 
 
 def evaluate(node):
-    """The value of a literal, or of arithmetic on numbers; ValueError for anything else."""
+    """The value of a literal, or of + - * / // on numbers; ValueError for anything else."""
     if isinstance(node, ast.Constant) and type(node.value) in TYPES.values():
         return node.value
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -number(node.operand)
-    if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
-        return ARITHMETIC[type(node.op)](number(node.left), number(node.right))
-    raise ValueError('expected a literal, or + - * / on numbers')
-
-
-def number(node):
-    value = evaluate(node)
-    if type(value) not in (int, float):
-        raise ValueError(f'no arithmetic on {value!r:.60}')
-    return value
+    for part in ast.walk(node):
+        if not isinstance(part, ARITHMETIC) or isinstance(part, ast.Constant) and type(part.value) not in (int, float):
+            raise ValueError('expected a literal, or + - * / on numbers')
+    return eval(compile(ast.Expression(node), 'config', 'eval'))  # numbers and signs, nothing else
 
 
 def check(name, value, knobs):
@@ -112,15 +86,15 @@ def read_config(path, knobs):
     return values
 
 
-def read_flag(argument, knobs):
-    """One --key=value as {key: value}, checked. --key alone is True; text needs no quotes and may hold '='."""
-    name, equals, text = argument.removeprefix('--').partition('=')
+def read_flag(flag, knobs):
+    """One --key=value, checked: {key: value}. --key alone means True; text needs no quotes and may hold '='."""
+    name, equals, text = flag.removeprefix('--').partition('=')
     types = knobs[name].types if name in knobs else ['bool']
     if not equals and 'bool' not in types:
-        sys.exit(f'{argument}: a value is missing; write --{name}=VALUE.')
+        sys.exit(f'{flag}: a value is missing; write --{name}=VALUE.')
     value = text if equals else True
     if equals and ('str' not in types or text == 'None' and 'None' in types):
-        with contextlib.suppress(SyntaxError, *ERRORS):  # it stays text, and check() says what was expected
+        with contextlib.suppress(SyntaxError, *ERRORS):  # the value stays text, and check() says what it expected
             value = evaluate(ast.parse(text.strip(), mode='eval').body)
     try:
         return {name: check(name, value, knobs)}
@@ -129,20 +103,17 @@ def read_flag(argument, knobs):
 
 
 def configure(programs, arguments):
-    """A program's settings from its arguments: (namespace of all knobs, list of the config files named).
-
-    programs: the source files whose knobs count, `__file__` for one's own. --help prints them and exits.
-    """
+    """A program's settings from its arguments: (namespace of all knobs, list of the config files). `programs` are the
+    source files whose knobs count. --help prints the knobs and exits."""
     knobs = {name: knob for path in programs for name, knob in read_knobs(path).items()}
     if '--help' in arguments or '-h' in arguments:
         print(f'usage: python {Path(programs[0]).name} [CONFIG.py ...] [--KNOB=VALUE ...]\n')
         for name, knob in knobs.items():
             print(f'  --{name}={knob.default}'.ljust(36), knob.comment)
         sys.exit(0)
-    values, from_flags = {name: knob.default for name, knob in knobs.items()}, {}
-    for flag in (a for a in arguments if a.startswith('-')):
-        from_flags |= read_flag(flag, knobs)
+    flags = [read_flag(a, knobs) for a in arguments if a.startswith('-')]
     files = [a for a in arguments if not a.startswith('-')]
-    for path in files:
-        values |= read_config(path, knobs)
-    return SimpleNamespace(**values | from_flags), files
+    values = {name: knob.default for name, knob in knobs.items()}
+    for given in (*(read_config(path, knobs) for path in files), *flags):
+        values |= given
+    return SimpleNamespace(**values), files

@@ -6,22 +6,19 @@
     python data.py SOURCE --encoding=gpt2         with one of tiktoken's vocabularies in place of our own
     python data.py SOURCE --errors=replace        although some of it is not UTF-8
 
-A prepared corpus is a folder data/NAME of train.bin and val.bin (token ids, little-endian uint16 or uint32),
-bpe.tiktoken (our vocabulary, in tiktoken's rank-file format) and meta.json, which is written last.
+A prepared corpus is a folder data/NAME of train.bin and val.bin (token ids, little-endian int32), bpe.tiktoken (our
+vocabulary, in tiktoken's rank-file format) and meta.json, which is written last.
 """
 
 import argparse
 import base64
-import codecs
 import collections
-import contextlib
 import hashlib
 import heapq
-import http.client
 import itertools
 import json
-import lzma
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -30,7 +27,6 @@ import tarfile
 import tempfile
 import urllib.request
 import zipfile
-import zlib
 from functools import lru_cache, partial
 from pathlib import Path, PurePath
 
@@ -46,134 +42,18 @@ KNOWN = {
     'shakespeare': 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt',
     'enwik8': 'http://mattmahoney.net/dc/enwik8.zip',
 }
-STDLIB_LEFT_OUT = {'test', 'tests', 'idle_test', 'site-packages', 'dist-packages'}
+# tests, installed packages, and the file that describes the machine
+STDLIB_LEFT_OUT = re.compile(r'(^|/)((test|tests|idle_test|site-packages|dist-packages)/|_sysconfigdata)')
 END = '<|endoftext|>'  # closes every document; a text that contains these characters still gets ordinary tokens
 # GPT-2's split: a BPE token never crosses from a word, a number, a run of signs or of spaces into the next.
 # The possessive ++ takes no step back, and PIECE bounds the one \s+ that does, so a million spaces in a row neither
 # hang it nor overflow its stack.
 SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 MERGES = 768  # 256 bytes + 768 merges = the log's 1024 tokens; END is the 1025th
-SAMPLE = 32_000_000  # bytes to learn the BPE from; a larger corpus gives an evenly spread sample of this size
-PIECE = 1 << 18  # bytes of text read at a time
+SAMPLE = 32_000_000  # characters to learn the BPE from; a larger corpus gives an evenly spread sample of this size
+PIECE = 1 << 18  # characters of text that are split and encoded at a time
 HELD_OUT = 13 / 256  # share of the documents kept for validation, about 5 %
 BAR = dict(unit='B', unit_scale=True, disable=None)  # a bar of progress, on terminals only
-MAX_EXPANSION = 200  # an archive that unpacks to more than this many times its size is taken for a bomb
-READ_ERRORS = (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, RuntimeError,
-               ValueError)  # fmt: skip
-
-# ---- where text comes from -----------------------------------------------------------------------------------------
-
-
-class Document(collections.namedtuple('Document', 'name open end start', defaults=[0])):
-    """A text, or the stretch from byte `start` to byte `end` of one; open() gives its bytes as a file."""
-
-
-@contextlib.contextmanager
-def documents(path):
-    """The files below a folder or inside an archive, or the one file, as a list of Documents in a fixed order.
-
-    Archives are read where they are: nothing is unpacked, so no member can land outside, and links are not followed.
-    """
-    if path.is_dir():
-        names = sorted(p.relative_to(path) for p in path.rglob('*') if p.is_file() and visible(p.relative_to(path)))
-        if path == Path(KNOWN['stdlib']):
-            names = [n for n in names if n.suffix == '.py' and not STDLIB_LEFT_OUT & set(n.parts)]
-            names = [n for n in names if not n.name.startswith('_sysconfigdata')]  # it names the machine
-        yield [Document(n.as_posix(), partial(open, path / n, 'rb'), (path / n).stat().st_size) for n in names]
-    elif zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            refuse_bomb(path, (m.file_size for m in archive.infolist()))
-            files = [m for m in archive.infolist() if not m.is_dir() and visible(m.filename)]
-            yield [Document(m.filename, partial(archive.open, m), m.file_size) for m in files]
-    elif tarfile.is_tarfile(path):
-        with tarfile.open(path) as archive:
-            refuse_bomb(path, (m.size for m in archive))
-            # tarfile takes a header of zeros for the end, and gzip and xz compare their checksums at the very end
-            while rest := archive.fileobj.read(PIECE):
-                if rest.strip(b'\0'):
-                    raise tarfile.ReadError('the archive goes on after its end: it is damaged')
-            files = [m for m in archive if m.isfile() and visible(m.name)]
-            yield [Document(m.name, partial(archive.extractfile, m), m.size) for m in files]
-    else:
-        yield [Document(path.name, partial(open, path, 'rb'), path.stat().st_size)]
-
-
-def visible(name):
-    return not any(part.startswith('.') for part in PurePath(name).parts)
-
-
-def refuse_bomb(path, sizes):
-    """Exits as soon as the sizes of an archive's members add up to more than an honest archive could hold."""
-    limit = 100_000_000 + MAX_EXPANSION * path.stat().st_size
-    if any(total > limit for total in itertools.accumulate(sizes)):
-        sys.exit(f'{path} unpacks to over {limit:,} bytes, {MAX_EXPANSION} times its size: refused as a bomb.')
-
-
-def split(docs):
-    """(training, validation) Documents: folders train/ and val/ as they are; a single file's last 10 %; otherwise
-    the documents whose name has a low hash, so that a document stays on its side when others come or go."""
-    docs = [d for d in docs if d.end > 0]
-    if len(docs) == 1:
-        cut = character_boundary(docs[0], docs[0].end * 9 // 10)
-        return [docs[0]._replace(end=cut)], [docs[0]._replace(start=cut)]
-    side = {d: next((part for part in PurePath(d.name).parts[:-1] if part in ('train', 'val')), None) for d in docs}
-    if {'train', 'val'} <= set(side.values()):
-        val = {d for d in docs if side[d] == 'val'}
-    else:
-        low = {d for d in docs if name_hash(d) < HELD_OUT}
-        val = low if 0 < len(low) < len(docs) else set(sorted(docs, key=name_hash)[:1])  # neither side stays empty
-    return [d for d in docs if d not in val], [d for d in docs if d in val]
-
-
-def name_hash(document):
-    """A number in [0, 1) that depends on the document's name alone; ./a, as tar writes it, is a."""
-    name = PurePath(document.name).as_posix()
-    return hashlib.blake2b(name.encode(errors='surrogateescape')).digest()[0] / 256
-
-
-def character_boundary(document, offset):
-    """The last offset up to here that does not cut a UTF-8 character: continuation bytes are 10xxxxxx."""
-    start = max(0, offset - 3)
-    with document.open() as file:
-        file.seek(start)
-        window = file.read(offset - start + 1)
-    return max((start + i for i, byte in enumerate(window) if byte & 0xC0 != 0x80), default=offset)
-
-
-def read(doc, errors='strict'):
-    """Yields a document's text in pieces of about PIECE bytes, none of them empty.
-
-    Bytes that are not UTF-8: exits with file and offset, or with errors='replace' reads them as U+FFFD.
-    """
-    decoder = codecs.getincrementaldecoder('utf-8')(errors)
-    with doc.open() as file:
-        file.seek(doc.start)
-        for start in range(doc.start, doc.end, PIECE):
-            data = file.read(min(PIECE, doc.end - start))
-            end = start + len(data)
-            if end < min(start + PIECE, doc.end):
-                sys.exit(f'{doc.name} ends at byte {end}, not at {doc.end}: it is damaged or still written.')
-            try:
-                yield decoder.decode(data, final=end == doc.end)
-            except UnicodeDecodeError as error:  # its object: data, behind what the last piece cut
-                where = end - len(error.object) + error.start
-                sys.exit(f'{doc.name}: byte {where} is not UTF-8 text; --errors=replace reads it as U+FFFD.')
-
-
-def download(url, folder):
-    """Fetch a URL into a new folder; returns the path. A transfer that was cut exits."""
-    folder.mkdir()
-    path = folder / (PurePath(urllib.request.urlparse(url).path).name or 'download')
-    try:
-        with urllib.request.urlopen(url, timeout=60) as response, open(path, 'wb') as file:
-            size = int(response.headers.get('Content-Length') or 0)
-            with tqdm.wrapattr(file, 'write', size or None, bytes=False, desc=f'download {path.name}', **BAR) as out:
-                shutil.copyfileobj(response, out)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        sys.exit(f'{url} cannot be downloaded: {one_line(error)}. Fetch it by hand, then: python data.py FILE')
-    if size and path.stat().st_size != size:
-        sys.exit(f'{url} was cut at {path.stat().st_size:,} of {size:,} bytes: run the same command again.')
-    return path
 
 
 # ---- byte-pair encoding --------------------------------------------------------------------------------------------
@@ -183,8 +63,8 @@ def learn_bpe(words, merges=MERGES):
     """Byte-pair encoding (Sennrich et al., 2016; over bytes as in GPT-2): start from the 256 bytes, then again and
     again make the commonest pair of neighbouring tokens a token of its own.
 
-    words: {piece of text: how often}, pairs are counted inside pieces only. Returns the tokens as a list of bytes,
-    the id of each its place. Ties go to the pair with the lower first id, then the lower second: the older tokens.
+    words: {word: how often}; pairs are counted inside words only. Returns the tokens as a list of bytes, the id of
+    each its place. Ties go to the pair with the lower first id, then the lower second: the older tokens.
     """
     tokens = [bytes([i]) for i in range(256)]
     spelling = [list(word.encode()) for word in words]  # each word as token ids
@@ -227,22 +107,9 @@ def merge(ids, pair, new):
     return merged
 
 
-def count_words(docs, errors):
-    """{piece: count} of the documents' text split by SPLIT; of an evenly spread sample where there are over SAMPLE
-    bytes, which is said."""
-    total = sum(d.end - d.start for d in docs)
-    share = min(1.0, SAMPLE / max(1, total))
-    if share < 1:
-        note(f'learning the BPE from an evenly spread {share:.0%} of the {total / 1e6:.0f} MB')
-    words, pattern = collections.Counter(), regex.compile(SPLIT)
-    for i, text in enumerate(text for d in docs for text in read(d, errors)):
-        if int((i + 1) * share) > int(i * share):
-            words.update(pattern.findall(text))
-    return words
-
-
 def encoding_of(tokens, name='bpe'):
-    """The tokens of learn_bpe, with END after them, as a tiktoken.Encoding."""
+    """The tokens of learn_bpe, with END after them, as a tiktoken.Encoding: it encodes by the same merges in the same
+    order, and decodes."""
     ranks = {token: i for i, token in enumerate(tokens)}
     return tiktoken.Encoding(name, pat_str=SPLIT, mergeable_ranks=ranks, special_tokens={END: len(tokens)})
 
@@ -254,206 +121,83 @@ def read_encoding(vocabulary):
     try:
         return tiktoken.get_encoding(vocabulary)
     except (ValueError, OSError) as error:  # OSError: it downloads the vocabulary on first use
-        sys.exit(f'tiktoken cannot give the encoding {vocabulary!r}: {one_line(error)}')
+        sys.exit(f'tiktoken cannot give the encoding {vocabulary!r}: {" ".join((str(error) or repr(error)).split())}')
 
 
-# ---- preparing a corpus --------------------------------------------------------------------------------------------
-
-
-def note(text):
-    print(text, file=sys.stderr)
-
-
-def one_line(error):
-    return ' '.join(str(error).split()) or type(error).__name__
-
-
-def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
-    """Prepare a corpus from a SOURCE (see the top of this file) unless it is there already; returns its name.
-
-    All is written to a temporary folder that takes its name at the very end: killed half-way, it leaves no corpus.
-    """
-    source = str(source)
-    place = KNOWN.get(source, source)
-    remote = place.startswith(('http://', 'https://'))
-    name = source if source in KNOWN else PurePath(place).name.split('.')[0] or 'corpus'
-    name += '' if encoding == 'bpe' else f'-{encoding}'
-    origin = place if remote or source in KNOWN else os.path.realpath(place)
-    folder = ROOT / name
-    if not remote and Path(origin).is_relative_to(folder.resolve()):
-        sys.exit(f'{source} lies in {folder}, which its tokens would replace: move it elsewhere first.')
-    if os.path.exists(folder) and not overwrite:
-        there = Corpus(name).source
-        if there != origin:
-            sys.exit(f'{folder} was prepared from {there}, not from {origin}: rename one, or add --overwrite.')
-        note(f'{folder} is prepared already; --overwrite prepares it again')
-        return name
-    if not remote and not os.path.exists(place):
-        sys.exit(f'{source} is no file, folder, URL or known name ({", ".join(KNOWN)}).')
-    try:
-        ROOT.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f'.{name}-', dir=ROOT) as scratch:
-            path = download(place, Path(scratch, 'download')) if remote else Path(place)
-            new = Path(scratch, 'corpus')
-            new.mkdir()
-            note(f'preparing {folder} from {origin}')
-            with documents(path) as docs:
-                meta = {'source': origin, **write_corpus(new, docs, encoding, errors)}
-            (new / 'meta.json').write_text(json.dumps(meta, indent=2) + '\n')
-            if folder.exists():
-                shutil.rmtree(folder)
-            new.replace(folder)
-    except READ_ERRORS as error:
-        sys.exit(f'{origin} could not be prepared: {one_line(error)}')
-    note(f'{folder}: {meta["train"]["tokens"]:,} training and {meta["val"]["tokens"]:,} validation tokens')
-    return name
-
-
-def write_corpus(folder, docs, encoding, errors):
-    """Tokenize the documents into the folder's train.bin, val.bin and bpe.tiktoken; returns the facts for meta.json."""
-    train, val = split(docs)
-    if not train or not val:
-        sys.exit('the source holds no text.')
-    vocabulary = encoding
-    if encoding == 'bpe':  # tiktoken's rank-file format: base64 of the token, a space, its id, a line each
-        tokens = learn_bpe(count_words(train, errors))
-        vocabulary = ''.join(f'{base64.b64encode(token).decode()} {i}\n' for i, token in enumerate(tokens))
-        (folder / 'bpe.tiktoken').write_text(vocabulary)
-    encoder = read_encoding(vocabulary)
-    facts = {'encoding': encoding, 'vocab_size': encoder.n_vocab, 'vocabulary_sha256': sha256(vocabulary)}
-    with tqdm(total=sum(d.end for d in docs), desc='tokenize', **BAR) as bar:
-        for side, texts in (('train', train), ('val', val)):
-            facts[side] = write_tokens(folder / f'{side}.bin', texts, encoder, errors, bar)
-    return facts
-
-
-def write_tokens(path, docs, encoder, errors, bar):
-    """Stream the documents' tokens, each document closed by END, to a file; returns its counts and checksum."""
-    dtype = token_dtype(encoder.n_vocab)
-    checksum, size = hashlib.sha256(), 0
-    pieces = (text for d in docs for text in itertools.chain(read(d, errors), ['']))  # '' closes a document
-    with open(path, 'wb') as file:
-        while batch := list(itertools.islice(pieces, 64)):
-            for ids in encoder.encode_ordinary_batch(batch, num_threads=os.cpu_count()):
-                data = np.array(ids or [encoder.eot_token], dtype=dtype).tobytes()
-                file.write(data)
-                checksum.update(data)
-            batch_size = sum(len(text.encode()) for text in batch)
-            size += batch_size
-            bar.update(batch_size)
-        tokens = file.tell() // dtype.itemsize
-    return {'tokens': tokens, 'bytes': size, 'documents': len(docs), 'sha256': checksum.hexdigest()}
-
-
-def sha256(text):
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def token_dtype(vocab_size):
-    return np.dtype('<u2' if vocab_size <= 1 << 16 else '<u4')
-
-
-# ---- reading it ----------------------------------------------------------------------------------------------------
+# ---- a corpus and its batches --------------------------------------------------------------------------------------
 
 
 class Corpus:
-    """A prepared corpus, checked against its meta.json: .train and .val (token ids), .meta, .vocabulary, .encoding."""
+    """A prepared corpus, checked against its meta.json: .train and .val (token ids, int32, mapped into memory),
+    .vocabulary and .encoding (its tiktoken.Encoding), .meta."""
 
     def __init__(self, name):
         self.folder, self.meta = ROOT / name, {}
         try:
             self.meta = dict(json.loads((self.folder / 'meta.json').read_text()))
+            for file, written in self.meta['sha256'].items():
+                if checksum(self.folder / file) != written:
+                    raise ValueError(f'{file} is not what was written (SHA-256)')
+            self.train, self.val = (
+                torch.from_numpy(np.memmap(self.folder / f'{side}.bin', '<i4', mode='c')) for side in ('train', 'val')
+            )
             self.source, encoding = self.meta['source'], self.meta['encoding']
-            self.train, self.val = self.tokens('train'), self.tokens('val')
+            self.val_bytes = int(self.meta['val']['bytes'])
             self.vocabulary = (self.folder / 'bpe.tiktoken').read_text() if encoding == 'bpe' else encoding
-            if self.meta['vocabulary_sha256'] != sha256(self.vocabulary):
-                raise ValueError('its vocabulary is not what was written (SHA-256)')
-            self.encoding = read_encoding(self.vocabulary)
-            if self.encoding.n_vocab != self.meta['vocab_size']:
-                raise ValueError(f'its vocabulary has {self.encoding.n_vocab} tokens, not {self.meta["vocab_size"]}')
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             source, encoding = self.meta.get('source', 'SOURCE'), self.meta.get('encoding', 'bpe')
-            source = next((name for name, place in KNOWN.items() if place == source), source)
             option = '' if encoding == 'bpe' else f' --encoding={encoding}'
             remedy = f'python data.py {shlex.quote(source)}{option} --overwrite'
             sys.exit(f'{self.folder} is damaged: {error}. Prepare it again: {remedy}')
+        self.encoding = read_encoding(self.vocabulary)
 
-    def tokens(self, side):
-        """One token file, mapped into memory, as the signed tensor of the same width: torch indexes no unsigned.
-        Anything but the file that was written is a ValueError."""
-        path, facts, vocab_size = self.folder / f'{side}.bin', self.meta[side], self.meta['vocab_size']
-        dtype, size = token_dtype(vocab_size), path.stat().st_size
-        if size != facts['tokens'] * dtype.itemsize:
-            raise ValueError(f'{path.name} has {size} bytes, not {facts["tokens"]} x {dtype.itemsize}')
-        ids = np.memmap(path, dtype, mode='c')
-        if hashlib.sha256(ids).hexdigest() != facts['sha256']:
-            raise ValueError(f'{path.name} is not what was written (SHA-256)')
-        if ids.max() >= vocab_size:
-            raise ValueError(f'{path.name} holds token {ids.max()}, the vocabulary ends at {vocab_size - 1}')
-        return torch.from_numpy(ids.view(f'<i{dtype.itemsize}'))
+
+def checksum(path):
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def open_corpus(dataset):
     """The Corpus of a prepared name, a known name or a path; prepares it first where that is still to be done."""
     if not os.path.exists(ROOT / dataset / 'meta.json'):
         if dataset not in KNOWN and not os.path.exists(dataset) and '://' not in dataset:
-            there = sorted(p.parent.name for p in ROOT.glob('*/meta.json'))
-            sys.exit(
-                f'there is no corpus {dataset!r}; prepared: {", ".join(there) or "none"}; '
-                f'known: {", ".join(KNOWN)}; a path is prepared by: python data.py PATH'
-            )
+            there = ', '.join(sorted(p.parent.name for p in ROOT.glob('*/meta.json'))) or 'none'
+            sys.exit(f'there is no corpus {dataset!r}; prepared: {there}; known: {", ".join(KNOWN)}; '
+                     'a path is prepared by: python data.py PATH')  # fmt: skip
         dataset = prepare(dataset)
     return Corpus(dataset)
 
 
 def vocab_size_of(dataset):
     """The vocabulary's size of a prepared corpus, or what our own BPE will give it."""
-    return Corpus(dataset).meta['vocab_size'] if os.path.exists(ROOT / dataset / 'meta.json') else 256 + MERGES + 1
+    return Corpus(dataset).encoding.n_vocab if os.path.exists(ROOT / dataset / 'meta.json') else 256 + MERGES + 1
 
 
-def ids_at(tokens, index):
-    """The token ids (int64) at an index tensor, of a tensor that holds them as signed int16 or int32."""
-    return tokens[index].long() & ((1 << 8 * tokens.element_size()) - 1)
-
-
-@lru_cache(maxsize=2)
-def epoch_order(n_blocks, seed, epoch):
-    """The order in which an epoch visits the blocks: a pure function of (seed, epoch)."""
-    return np.random.default_rng((seed, epoch)).permutation(n_blocks)
+@lru_cache(maxsize=1)
+def epoch_order(n_sequences, seed, epoch, device):
+    """The order in which an epoch visits the sequences: a pure function of (seed, epoch)."""
+    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n_sequences)).to(device)
 
 
 class Batches:
-    """Training batches, a pure function of (seed, step): the text is cut into blocks, each epoch visits every block
-    once in an order of its own, and the epochs follow each other without a gap, so that every batch is full."""
+    """Training batches, a pure function of (seed, step). The text is cut into sequences of block_size tokens; each
+    epoch visits them in an order of its own, and leaves out those that do not fill its last batch."""
 
     def __init__(self, tokens, batch_size, block_size, seed, device):
-        n = len(tokens)
-        if n <= block_size:
-            sys.exit(f'the training text has {n} tokens, fewer than a block: lower --block_size from {block_size}.')
-        self.tokens, self.seed = tokens.to(device), seed
-        self.batch_size, self.block_size = batch_size, block_size
-        self.n_blocks = (n - 1) // block_size
+        self.n_sequences = (len(tokens) - 1) // block_size
+        self.per_epoch = self.n_sequences // batch_size
+        if not self.per_epoch:
+            sys.exit(f'the training text has {len(tokens)} tokens, fewer than a batch of {batch_size} x {block_size}: '
+                     'lower --batch_size or --block_size.')  # fmt: skip
+        self.tokens, self.batch_size, self.seed = tokens.to(device), batch_size, seed
         self.offsets = torch.arange(block_size + 1, device=device)
 
-    def end_of_epoch(self, epoch):
-        """The number of steps after which `epoch` epochs are complete."""
-        return -(-epoch * self.n_blocks // self.batch_size)
-
-    def epochs_after(self, step):
-        """How many epochs, and what fraction of the next, are complete after so many steps."""
-        return max(0, step) * self.batch_size / self.n_blocks
-
-    def starts(self, step, part=0, parts=1):
-        """Where the blocks of a step begin, (batch_size / parts,), on the CPU: the `part`th of equal parts."""
-        rows = self.batch_size // parts
-        first = step * self.batch_size + part * rows
-        places = (divmod(i, self.n_blocks) for i in range(first, first + rows))
-        blocks = [epoch_order(self.n_blocks, self.seed, epoch)[i] for epoch, i in places]
-        return torch.tensor(np.array(blocks) * self.block_size)
-
-    def read(self, starts):
-        """Inputs and targets of the blocks that begin at `starts`, (their number, block_size) each."""
-        text = ids_at(self.tokens, starts[:, None] + self.offsets)
+    def at(self, step):
+        """Inputs and targets of a step, (batch_size, block_size) each: the targets are the inputs' next tokens."""
+        epoch, i = divmod(step, self.per_epoch)
+        order = epoch_order(self.n_sequences, self.seed, epoch, self.tokens.device)
+        starts = order[i * self.batch_size : (i + 1) * self.batch_size] * (len(self.offsets) - 1)
+        text = self.tokens[starts[:, None] + self.offsets].long()
         return text[:, :-1], text[:, 1:]
 
 
@@ -465,7 +209,153 @@ def validation_batches(tokens, batch_size, block_size):
     grid = torch.arange(rows * block_size, device=tokens.device).view(rows, block_size)
     for start in range(0, n, rows * block_size):
         at = grid + start
-        yield ids_at(tokens, at.clamp(max=n)), ids_at(tokens, (at + 1).clamp(max=n)).where(at < n, -1)
+        yield tokens[at.clamp(max=n)].long(), tokens[(at + 1).clamp(max=n)].long().where(at < n, -1)
+
+
+# ---- where text comes from -----------------------------------------------------------------------------------------
+
+
+def find_documents(path, errors):
+    """{name: a function that returns the text} of a file, or of the files below a folder in a fixed order; hidden and
+    empty files are left out."""
+    documents = {}
+    for file in sorted(path.rglob('*')) if path.is_dir() else [path]:
+        name = file.relative_to(path) if path.is_dir() else PurePath(file.name)
+        left_out = path == Path(KNOWN['stdlib']) and (name.suffix != '.py' or STDLIB_LEFT_OUT.search(name.as_posix()))
+        if file.is_file() and file.stat().st_size and not left_out and '/.' not in f'/{name.as_posix()}':
+            documents[name] = partial(read, name, file, errors)
+    return documents
+
+
+def read(name, file, errors):
+    """A file's text. Exits with the offset of a byte that is not UTF-8; errors='replace' reads U+FFFD in its place."""
+    try:
+        return file.read_bytes().decode('utf-8', errors)
+    except UnicodeDecodeError as error:
+        sys.exit(f'{name}: byte {error.start} is not UTF-8 text; --errors=replace reads it as U+FFFD.')
+
+
+def split(documents):
+    """The documents for training and those for validation: the folders train/ and val/ where there are both; the last
+    tenth of a single document; otherwise those whose name has a low hash, which stay when others come or go."""
+    if len(documents) == 1:
+        [read_all] = documents.values()
+        text = read_all()
+        cut = len(text) * 9 // 10
+        return [lambda: text[:cut]], [lambda: text[cut:]]
+    held_out = {name for name in documents if 'val' in name.parts[:-1]}
+    if not held_out or not any('train' in name.parts[:-1] for name in documents):
+        hashed = {name: hashlib.blake2b(os.fsencode(name.as_posix())).digest()[0] / 256 for name in documents}
+        low = {name for name in documents if hashed[name] < HELD_OUT}
+        held_out = low if 0 < len(low) < len(documents) else {min(documents, key=hashed.get)}  # no side stays empty
+    train = [document for name, document in documents.items() if name not in held_out]
+    return train, [document for name, document in documents.items() if name in held_out]
+
+
+def unpack(path, folder):
+    """Unpack an archive into the folder, nothing of it outside; returns the folder, or the path if it is no archive."""
+    if path.is_file() and zipfile.is_zipfile(path):
+        shutil.unpack_archive(path, folder, 'zip')
+    elif path.is_file() and tarfile.is_tarfile(path):
+        with tarfile.open(path) as archive:
+            archive.extractall(folder, filter='data')
+            if archive.fileobj.read().strip(b'\0'):  # gzip and xz compare their checksums at the very end
+                raise tarfile.ReadError('the archive goes on after its end: it is damaged')
+    else:
+        return path
+    return folder
+
+
+# ---- preparing a corpus --------------------------------------------------------------------------------------------
+
+
+def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
+    """Prepare a corpus from a SOURCE (see the top of this file) unless it is there already; returns its name.
+
+    All is written to a temporary folder, which takes its name at the very end: a killed preparation leaves no corpus.
+    """
+    source = str(source)
+    place = KNOWN.get(source, source)
+    remote = place.startswith(('http://', 'https://'))
+    origin = source if remote or source in KNOWN else os.path.realpath(place)
+    name = source if source in KNOWN else PurePath(place).name.split('.')[0] or 'corpus'
+    name += '' if encoding == 'bpe' else f'-{encoding}'
+    folder = ROOT / name
+    if not remote and Path(os.path.realpath(place)).is_relative_to(folder.resolve()):
+        sys.exit(f'{source} lies in {folder}, which its tokens would replace: move it elsewhere first.')
+    if os.path.exists(folder) and not overwrite:
+        there = Corpus(name).source
+        if there != origin:
+            sys.exit(f'{folder} was prepared from {there}, not from {origin}: rename one, or add --overwrite.')
+        print(f'{folder} is prepared already; --overwrite prepares it again', file=sys.stderr)
+        return name
+    if not remote and not os.path.exists(place):
+        sys.exit(f'{source} is no file, folder, URL or known name ({", ".join(KNOWN)}).')
+    try:
+        ROOT.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f'.{name}-', dir=ROOT) as scratch:
+            new = Path(scratch, 'corpus')
+            new.mkdir()
+            print(f'preparing {folder} from {place}', file=sys.stderr)
+            path = Path(scratch, 'download') if remote else Path(place)
+            if remote:
+                with tqdm(desc=f'download {place}', **BAR) as bar:
+                    urllib.request.urlretrieve(place, path, lambda count, size, total: bar.update(size))
+            path = unpack(path, Path(scratch, 'unpacked'))
+            meta = {'source': origin, **write_corpus(new, find_documents(path, errors), encoding)}
+            (new / 'meta.json').write_text(json.dumps(meta, indent=2) + '\n')
+            if folder.exists():
+                shutil.rmtree(folder)
+            new.replace(folder)
+    except Exception as error:  # whatever the source, its archive or the disk answers
+        sys.exit(f'{origin} could not be prepared: {" ".join((str(error) or repr(error)).split())}')
+    train, val = meta['train']['tokens'], meta['val']['tokens']
+    print(f'{folder}: {train:,} training and {val:,} validation tokens', file=sys.stderr)
+    return name
+
+
+def write_corpus(folder, documents, encoding):
+    """Tokenize the documents into the folder's train.bin, val.bin and bpe.tiktoken; returns what meta.json says."""
+    if not documents:
+        sys.exit('the source holds no text.')
+    train, val = split(documents)
+    vocabulary = encoding
+    if encoding == 'bpe':  # tiktoken's rank-file format: base64 of the token, a space, its id, a line per token
+        tokens = learn_bpe(count_words(train))
+        vocabulary = ''.join(f'{base64.b64encode(token).decode()} {i}\n' for i, token in enumerate(tokens))
+        (folder / 'bpe.tiktoken').write_text(vocabulary)
+    encoder = read_encoding(vocabulary)
+    meta = {side: write_tokens(folder / f'{side}.bin', documents, encoder)
+            for side, documents in (('train', train), ('val', val))}  # fmt: skip
+    return {'encoding': encoding, **meta, 'sha256': {file.name: checksum(file) for file in sorted(folder.iterdir())}}
+
+
+def pieces(text):
+    return [text[i : i + PIECE] for i in range(0, len(text), PIECE)]
+
+
+def count_words(documents):
+    """{word: count} of the documents' text split by SPLIT; of an evenly spread sample if there is more than SAMPLE."""
+    words, pattern = collections.Counter(), regex.compile(SPLIT)
+    share = min(1.0, SAMPLE / max(1, sum(len(document()) for document in documents)))
+    for i, piece in enumerate(piece for document in documents for piece in pieces(document())):
+        if int((i + 1) * share) > int(i * share):
+            words.update(pattern.findall(piece))
+    return words
+
+
+def write_tokens(path, documents, encoder):
+    """Write the documents' tokens to a file, END after each; returns what it counted."""
+    stream = (piece for document in documents for piece in [*pieces(document()), None])  # None closes a document
+    size = 0
+    with open(path, 'wb') as file, tqdm(desc=f'tokenize {path.stem}', **BAR) as bar:
+        while batch := list(itertools.islice(stream, 64)):
+            for ids in encoder.encode_ordinary_batch([piece or '' for piece in batch], num_threads=os.cpu_count()):
+                file.write(np.array(ids or [encoder.eot_token], dtype='<i4').tobytes())
+            batch_size = sum(len(piece.encode()) for piece in batch if piece)
+            size += batch_size
+            bar.update(batch_size)
+    return {'tokens': path.stat().st_size // 4, 'bytes': size, 'documents': len(documents)}
 
 
 def main():

@@ -1,66 +1,54 @@
-"""Print text from a trained model, as it is generated.
+"""Print text from a trained model.
 
-    python sample.py --out_dir=out/swiglu --start="def " --num_samples=3 --temperature=0.8 --top_k=50
+    python sample.py --out_dir=out/swiglu --start="def" --num_samples=3 --temperature=0.8 --top_k=50
 
-Takes the moving average of the weights where the run kept one. Needs train (to load and build) and its data.
+It takes the moving average of the weights where the run kept one. It needs train, to load and build the model.
 """
 
-import os
 import sys
 from types import SimpleNamespace
 
 import torch
 
+import checkpoint
 import train
 from configurator import configure
 from data import read_encoding
-from train import build_model, choose_machine, load_checkpoint, stream_text
 
 out_dir = 'out/swiglu'  # the run to sample from
 start = ''  # the text to go on from; empty: the start of a document
 num_samples = 1  # how many samples
-max_new_tokens = 200  # tokens a sample, unless it ends by itself
+max_new_tokens = 200  # tokens per sample, unless it ends by itself
 temperature = 0.8  # below 1: more likely text; 0: always the likeliest token
 top_k: int | None = 50  # sample among the k likeliest tokens only; None: among all
 seed = 1  # same seed, same samples
 device = 'auto'  # as in train.py
-dtype = 'auto'  # as in train.py
-
-
-def check_knobs(c):
-    train.check_knobs(c)
-    for name, low in (('num_samples', 1), ('max_new_tokens', 1), ('temperature', 0), ('top_k', 1)):
-        value = getattr(c, name)
-        if value is not None and value < low:
-            sys.exit(f'{name} is {value}, expected at least {low}.')
+dtype = 'auto'  # as in train.py; 'auto': the run's own
 
 
 def load_model(out_dir, device='auto', dtype='auto'):
-    """A run's model, its weights' average where it kept one: (model, its tiktoken.Encoding, the Machine it is on)."""
-    saved = load_checkpoint(out_dir)
+    """A run's model, with the average of its weights where it kept one: (model, its Encoding, the run's knobs)."""
+    saved = checkpoint.load(out_dir)
     defaults, _ = configure([train.__file__], [])  # for knobs that are younger than the checkpoint
-    here = {'attention': 'auto', 'device': device, 'dtype': dtype, 'cuda_graph': False}
-    knobs = SimpleNamespace(**{**vars(defaults), **saved['knobs'], **here})
-    machine = choose_machine(knobs)
+    knobs = SimpleNamespace(**vars(defaults) | saved['knobs'] | {'attention': 'auto', 'device': device, 'dtype': dtype})
+    train.choose_machine(knobs, saved)
     encoding = read_encoding(saved['vocabulary'])
-    model = build_model(knobs, encoding.n_vocab, machine.attention)
-    averages = {name.removeprefix('module.'): p for name, p in (saved['ema'] or {}).items() if name != 'n_averaged'}
-    model.load_state_dict(averages or saved['model'])
-    return model.to(machine.device), encoding, machine
+    net = train.build_model(knobs, encoding.n_vocab)
+    average = {name.removeprefix('module.'): p for name, p in (saved['ema'] or {}).items() if name != 'n_averaged'}
+    net.load_state_dict(average or saved['model'])
+    return net.to(knobs.device), encoding, knobs
 
 
 def main():
     c, _ = configure([__file__], sys.argv[1:])
-    check_knobs(c)
-    model, encoding, machine = load_model(c.out_dir, c.device, c.dtype)
-    generator = torch.Generator(machine.device).manual_seed(c.seed)
-    with machine.autocast():
+    train.check_knobs(c, at_least_1=('num_samples', 'max_new_tokens', 'top_k'))
+    net, encoding, knobs = load_model(c.out_dir, c.device, c.dtype)
+    generator = torch.Generator(knobs.device).manual_seed(c.seed)
+    options = dict(temperature=c.temperature, top_k=c.top_k, generator=generator)
+    with train.autocast(knobs):
         for _ in range(c.num_samples):
-            print(c.start, end='', flush=True)
-            for text in stream_text(model, encoding, c.start, c.max_new_tokens, temperature=c.temperature,
-                                    top_k=c.top_k, generator=generator):  # fmt: skip
-                print(text, end='', flush=True)
-            print('\n---------------')
+            text = train.write_text(net, encoding, c.start, c.max_new_tokens, **options)
+            print(f'{c.start}{text}\n---------------')
 
 
 if __name__ == '__main__':
@@ -68,5 +56,3 @@ if __name__ == '__main__':
         main()
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # what read the text, such as `head`, has enough of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

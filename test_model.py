@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import model
-from model import ATTENTION, Config, SwiGLU, TorchTransformer, Transformer, rotary_table, rotate
+from model import ATTENTION, Config, FeedForward, TorchTransformer, Transformer, rotary_table, rotate
 
 V, T, C, H = 19, 16, 32, 4
 KERNELS = ['naive', 'chunked', 'sdpa']
@@ -83,7 +83,7 @@ def test_attention_of_one_new_token_sees_all_the_past(kernel):
 @pytest.mark.parametrize('kernel', ['sdpa', 'flash'])
 @pytest.mark.parametrize('width', [40, 64, 128])
 def test_attention_on_the_gpu_against_float64(kernel, width):
-    if kernel == 'flash' and model.FLASH_VERSION is None:
+    if kernel == 'flash' and model.flash_attn_func is None:
         pytest.skip('flash-attn is not installed')
     x = torch.randn(3, 2, 256, 4, width, device='cuda', dtype=torch.bfloat16)
     fast, exact = x.clone().requires_grad_(), x.double().requires_grad_()
@@ -95,50 +95,36 @@ def test_attention_on_the_gpu_against_float64(kernel, width):
     torch.testing.assert_close(gradient.double(), expected, atol=0.1, rtol=0.05)
 
 
-def fake_flash(monkeypatch, version, calls):
-    """A stand-in for flash-attn, which needs a GPU: same layout and arguments, and it writes down how it is called."""
+def test_flash_attn_is_called_causal_and_without_dropout_in_evaluation(monkeypatch):
+    """By a stand-in for flash-attn, which needs a GPU: the same layout and arguments, and it notes how it is called."""
+    calls = []
 
     def flash_attn_func(q, k, v, dropout_p=0.0, causal=False):
         calls.append((dropout_p, causal))
-        y = model.naive_attention(q, k, v, dropout_p)
-        return y if version == 2 else (y, None)
+        return model.naive_attention(q, k, v, dropout_p)
 
-    monkeypatch.setattr(model, 'FLASH_VERSION', version)
     monkeypatch.setattr(model, 'flash_attn_func', flash_attn_func)
-
-
-@pytest.mark.parametrize('version', [2, 3, 4])
-def test_flash_attn_is_called_causal_and_without_dropout_in_evaluation(monkeypatch, version):
-    calls = []
-    fake_flash(monkeypatch, version, calls)
-    net = build('rotary', attention='flash', dropout=0.5 if version == 2 else 0.0)
+    net = build('rotary', attention='flash', dropout=0.5)
     torch.testing.assert_close(net.eval()(tokens()), build('rotary').eval()(tokens()))
     assert calls == [(0.0, True)] * 2
     net.train()(tokens())
-    assert calls[2:] == [(0.5 if version == 2 else 0.0, True)] * 2
+    assert calls[2:] == [(0.5, True)] * 2
 
 
 def test_choice_of_attention(monkeypatch):
-    cuda, half = torch.device('cuda'), torch.bfloat16
-    monkeypatch.setattr(model, 'FLASH_VERSION', None)
+    cpu, cuda, half = torch.device('cpu'), torch.device('cuda'), torch.bfloat16
+    monkeypatch.setattr(model, 'flash_attn_func', None)
     assert model.choose_attention('auto', cuda, half) == ('sdpa', 'flash-attn is not installed')
     with pytest.raises(SystemExit, match='not installed'):
         model.choose_attention('flash', cuda, half)
-    for capability, version, dtype, dropout, kernel in [
-        ((8, 0), 2, half, 0.2, 'flash'),
-        ((7, 5), 2, half, 0.0, 'sdpa'),
-        ((9, 0), 2, torch.float32, 0.0, 'sdpa'),
-        ((9, 0), 3, half, 0.0, 'flash'),
-        ((9, 0), 3, half, 0.2, 'sdpa'),
-        ((9, 0), 4, half, 0.2, 'sdpa'),
-    ]:
+    monkeypatch.setattr(model, 'flash_attn_func', model.naive_attention)
+    for capability, dtype, kernel in [((8, 0), half, 'flash'), ((7, 5), half, 'sdpa'), ((9, 0), torch.float32, 'sdpa')]:
         monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device, c=capability: c)
-        monkeypatch.setattr(model, 'FLASH_VERSION', version)
-        assert model.choose_attention('auto', cuda, dtype, dropout)[0] == kernel
-    assert model.choose_attention('auto', 'cpu', torch.float32)[0] == 'sdpa'
-    assert model.choose_attention('auto', 'cpu', torch.float32, 0.2)[0] == 'chunked'
-    assert model.choose_attention('auto', 'cpu', half)[0] == 'chunked'
-    assert model.choose_attention('naive', 'cpu', half)[0] == 'naive'
+        assert model.choose_attention('auto', cuda, dtype)[0] == kernel
+    assert model.choose_attention('auto', cpu, torch.float32)[0] == 'sdpa'
+    assert model.choose_attention('auto', cpu, torch.float32, 0.2)[0] == 'chunked'
+    assert model.choose_attention('auto', cpu, half)[0] == 'chunked'
+    assert model.choose_attention('naive', cpu, half) == ('naive', 'as asked')
 
 
 # ---- positions and feed-forward ------------------------------------------------------------------------------------
@@ -174,7 +160,7 @@ def test_rotary_angles_stay_exact_in_bfloat16():
 
 def test_swiglu_is_its_formula():
     c = shape(activation='swiglu')
-    mlp, x = SwiGLU(c).double(), torch.randn(5, C, dtype=torch.float64)
+    mlp, x = FeedForward(c).double(), torch.randn(5, C, dtype=torch.float64)
     gate_w, value_w = mlp.fc.weight[: c.d_ff], mlp.fc.weight[c.d_ff :]
     gate, value = x @ gate_w.T + mlp.fc.bias[: c.d_ff], x @ value_w.T + mlp.fc.bias[c.d_ff :]
     expected = (gate / (1 + torch.exp(-gate)) * value) @ mlp.proj.weight.T + mlp.proj.bias
@@ -339,7 +325,7 @@ def test_generation_equals_recomputing_the_whole_prefix(kind):
 
 @pytest.mark.parametrize('kind', ['rotary', 'learned', 'gated'])
 def test_cached_logits_equal_the_full_forward(kind):
-    net, x, cache = build(kind).eval(), tokens(), model.Cache(T)
+    net, x, cache = build(kind).eval(), tokens(), model.Cache()
     parts = [net(x[:, :6], cache=cache)] + [net(x[:, t : t + 1], cache=cache) for t in range(6, T)]
     torch.testing.assert_close(torch.cat(parts, dim=1), net(x))
 

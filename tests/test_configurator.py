@@ -3,8 +3,6 @@
 import ast
 import contextlib
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -126,7 +124,7 @@ def test_values_of_a_flag(flag, name, value):
         ('learning_rate = 1e999', ['inf', 'expected float']),
         ('n_layer = 1 // 0', ['c.py:1', 'zero']),
         ('learning_rate = 1e308 * -1e308', ['inf']),
-        ('n_layer = "a" * 9999999', ['no arithmetic']),
+        ('n_layer = "a" * 9999999', ['literal']),
         ('n_layer = 9 ** 9 ** 9', ['literal']),
         ('n_layer = [1]', ['literal']),
         ('n_layer = 1j', ['literal']),
@@ -227,11 +225,12 @@ def test_no_code_of_a_config_runs(code):
     assert not Path('ran').exists()
 
 
-def test_help_lists_every_knob_with_default_and_comment():
+def test_help_lists_every_knob_with_default_and_comment(capsys):
     for program in ('train.py', 'sample.py', 'bench.py'):
-        done = subprocess.run([sys.executable, HOME / program, '--help'], capture_output=True, text=True)
-        assert done.returncode == 0 and done.stderr == ''
-        shown = done.stdout.splitlines()
+        with pytest.raises(SystemExit) as helped:
+            configure([HOME / program], ['--help'])
+        assert helped.value.code == 0
+        shown = capsys.readouterr().out.splitlines()
         count = 0
         for line in (HOME / program).read_text().splitlines():
             name = line.split(' ')[0].rstrip(':')

@@ -1,4 +1,6 @@
 # Past the log, rung 3: rung 2 with rotary positions again.
+position = 'rotary'  # the change
+# as in rung 2
 activation = 'swiglu'
 d_ff = 256
 warmup_iters = 100

@@ -1,0 +1,137 @@
+"""What makes a run safe to stop: its folder, its checkpoint, its metrics, and the signals that end it.
+
+A run's folder holds ckpt.pt (all that it takes to go on), metrics.jsonl (a line per log line and evaluation) and lock.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import zipfile
+from pathlib import Path
+
+import torch
+
+# a resumed run must have these as they were, or it would be another run
+FIXED = ('model n_layer n_head n_embd d_ff block_size activation position embedding_norm head_gate optimizer '
+         'weight_decay ema_decay seed batch_size').split()  # fmt: skip
+
+
+def lock_folder(out_dir, fresh):
+    """Make the folder this process's own until it ends, however it ends, or closes the file that is returned. Exits if
+    another process has it; exits if fresh and it holds a run."""
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        lock = open(out_dir / 'lock', 'w')
+    except OSError as error:
+        sys.exit(f'{out_dir} cannot be used as a folder for the run: {error.strerror}. Choose another --out_dir.')
+    try:
+        import fcntl  # Windows has none: there, two runs in one folder are not told apart
+
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except BlockingIOError:
+        sys.exit(f'{out_dir} is in use by a run that is still alive: wait for it, or choose another --out_dir.')
+    if fresh and (out_dir / 'ckpt.pt').exists():
+        sys.exit(f'{out_dir} holds a run already: add --init_from=resume to go on, --overwrite to lose it, '
+                 'or choose another --out_dir.')  # fmt: skip
+    return lock
+
+
+def save(out_dir, state):
+    """Write out_dir/ckpt.pt by torch.save. Whatever happens, the old file or the new one is whole: the new one is
+    written beside the old one, flushed to the disk, and takes its name."""
+    path, new = out_dir / 'ckpt.pt', out_dir / 'ckpt.pt.new'
+    try:
+        with open(new, 'wb') as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except (OSError, RuntimeError) as error:  # torch answers a full disk with a RuntimeError about its OSError
+        new.unlink(missing_ok=True)
+        sys.exit(f'{path} could not be saved: {error.__context__ or error}. The one before is whole.')
+
+
+def load(out_dir):
+    """The state that save wrote, on the CPU. Exits if there is none or a checksum differs; executes nothing in it."""
+    path = Path(out_dir) / 'ckpt.pt'
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # compares the checksum of each record
+        if damaged:
+            sys.exit(f'{path} is damaged: the checksum of {damaged} differs. Start over: --overwrite')
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except OSError as error:
+        sys.exit(f'{path} cannot be read: {error.strerror}. '
+                 'Without --init_from=resume, train.py starts a new run there.')  # fmt: skip
+    except Exception as error:  # whatever zipfile, pickle and torch say of any bytes
+        sys.exit(f'{path} is damaged or no checkpoint of this program: {(str(error) or repr(error)).splitlines()[0]}')
+
+
+def state_of(run):
+    """All that it takes to go on, as tensors and plain Python values."""
+    return {
+        'model': run.model.state_dict(),
+        'optimizers': [optimizer.state_dict() for optimizer in run.optimizers],
+        'ema': run.ema and run.ema.state_dict(),
+        'scaler': run.scaler.state_dict(),
+        'step': run.step,
+        'knobs': vars(run.c),
+        'vocabulary': run.corpus.vocabulary,
+        'corpus': run.corpus.meta['sha256']['train.bin'],
+    }
+
+
+def restore(run, saved):
+    """Take up a saved state; returns what differs in the knobs, a text each. Exits if that makes it another run."""
+    now = state_of(run)
+    changed = {knob: f'{knob} was {was!r}, now {now["knobs"].get(knob)!r}' for knob, was in saved['knobs'].items()
+               if was != now['knobs'].get(knob)}  # fmt: skip
+    refused = [change for knob, change in changed.items() if knob in FIXED]
+    refused += [f'another {name}' for name in ('corpus', 'vocabulary') if saved[name] != now[name]]
+    if refused:
+        sys.exit(f'cannot resume: {"; ".join(refused)}. Use the command of the first run, or another --out_dir.')
+    run.model.load_state_dict(saved['model'])
+    for optimizer, state in zip(run.optimizers, saved['optimizers'], strict=True):
+        optimizer.load_state_dict(state)
+    if run.ema:
+        run.ema.load_state_dict(saved['ema'])
+    if saved['scaler']:  # one that was off has no state
+        run.scaler.load_state_dict(saved['scaler'])
+    run.step = saved['step']
+    return [change for knob, change in changed.items() if knob not in ('out_dir', 'init_from', 'overwrite')]
+
+
+def open_metrics(out_dir, step):
+    """metrics.jsonl to append to: a JSON object per line, cut back to the step from which the run goes on."""
+    path = out_dir / 'metrics.jsonl'
+    lines = path.read_text().splitlines() if path.exists() else []
+    kept = [line for line in lines if line.endswith('}') and json.loads(line)['step'] <= step]
+    path.write_text(''.join(line + '\n' for line in kept))
+    return open(path, 'a', buffering=1)
+
+
+def record(metrics, **numbers):
+    metrics.write(json.dumps(numbers) + '\n')
+
+
+@contextlib.contextmanager
+def signals_caught():
+    """A list to which the first SIGINT or SIGTERM inside is added; the next one quits at once."""
+    signals = []
+
+    def remember(signum, frame):
+        signals.append(signum)
+        os.write(2, b'\nfinishing this step, then saving; once more to quit at once\n')  # print is not for handlers
+        for each in handlers:
+            signal.signal(each, signal.SIG_DFL)
+
+    handlers = {each: signal.signal(each, remember) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)

@@ -1,0 +1,43 @@
+"""Time every row's step by bench.py, and keep the numbers in results/bench_DEVICE.json.
+
+python -m results.bench --batch_size=4                     every row; bench.py's knobs and train.py's may follow
+python -m results.bench config/swiglu.py config/deep.py    some rows
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+
+import torch
+
+import bench
+import train
+from configurator import configure
+from results.record import RESULTS, ROOT, provenance, read, write
+from results.rows import rows_and_overlays
+
+
+def main():
+    """Let bench.py time the rows, print them as they come, and keep them."""
+    flags = [argument for argument in sys.argv[1:] if argument.startswith('-')]
+    c, _ = configure(bench.PROGRAMS, flags)
+    train.choose_machine(c)
+    configs, _ = rows_and_overlays([argument for argument in sys.argv[1:] if argument not in flags])
+    command, rows = ['bench.py', *configs, *flags, '--json'], []
+    with subprocess.Popen([sys.executable, ROOT / command[0], *command[1:]], stdout=subprocess.PIPE) as child:
+        for line in child.stdout:
+            rows.append(json.loads(line) | provenance())
+            bench.print_row(rows[-1], first=len(rows) == 1)
+    if child.returncode:
+        sys.exit(child.returncode)
+    path = RESULTS / f'bench_{torch.device(c.device).type}.json'
+    besides = {key: value for key, value in read(path).items() if key == 'besides'}  # what was measured by hand
+    write(path, {'command': shlex.join(['python', *command]), **besides, 'rows': rows})
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

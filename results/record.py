@@ -1,0 +1,53 @@
+"""What a number has to be read with: the machine, the versions, the commit and the day. And how results/*.json are
+written and read. It needs torch; where git is missing, a record has no commit."""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent
+ROOT = RESULTS.parent
+
+
+def commit(folder=ROOT):
+    """The commit of a checkout, '+' for changes on top; None if git is not installed or the folder is no checkout."""
+    try:
+        git = ['git', 'describe', '--always', '--dirty=+']
+        return subprocess.run(git, cwd=folder, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
+        return None
+
+
+def provenance():
+    """The versions, the commit and the day."""
+    return {
+        'torch': torch.__version__,
+        'python': platform.python_version(),
+        'commit': commit(),
+        'date': datetime.date.today().isoformat(),
+    }
+
+
+def device_name(device):
+    """The GPU's name, or how many threads a CPU computes with."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    return f'{device.type}, {torch.get_num_threads()} threads'
+
+
+def read(path):
+    """The results of a file; none of a file that is not there."""
+    return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+
+
+def write(path, results):
+    """Write the results beside the file, then take its name: whatever happens, the old file or the new one is whole."""
+    new = path.with_suffix('.new')
+    new.write_text(json.dumps(results, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    os.replace(new, path)
+    print(f'{os.path.relpath(path)} is written', flush=True)

@@ -1,0 +1,338 @@
+"""results/: rows are trained once and their numbers kept, stopped rows go on, and both READMEs say what the JSON files
+hold. Rows have two tiny layers. A process is started only where that is the point: it takes seconds to import torch."""
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL
+
+import checkpoint
+import train
+from results import bench, ladder, nanogpt, pictures, puzzle, record, report, rows
+
+FLAGS = [*SMALL, '--dataset=tiny', '--max_iters=12', '--eval_interval=4']
+
+
+@pytest.fixture
+def climb(workplace, tmp_path, monkeypatch, capfd):
+    """climb('row', '--knob=value') runs the ladder; returns its exit status or message, the results and the output."""
+    monkeypatch.chdir(workplace)
+    for module in (ladder, puzzle):
+        monkeypatch.setattr(module, 'RESULTS', tmp_path)
+
+    def main(*arguments):
+        words = [a if a.startswith('-') or a.endswith('.py') else rows.config_of(a) for a in arguments]
+        monkeypatch.setattr(sys, 'argv', ['ladder.py', *FLAGS, *words])
+        status = 0
+        try:
+            ladder.main()
+        except SystemExit as ended:
+            status = ended.code
+        return status, record.read(tmp_path / 'ladder_tiny_cpu.json'), ''.join(capfd.readouterr())
+
+    return main
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Rows are trained by train.main in this process, which is fast, and end with a short sample."""
+    write_text = train.write_text
+    monkeypatch.setattr(
+        train, 'write_text', lambda net, encoding, text, n, **o: write_text(net, encoding, text, 3, **o)
+    )
+
+    def run_program(program, *words):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, 'argv', [program, *words])
+            try:
+                train.main()
+            except SystemExit as ended:
+                print(ended.code)
+                return 1
+        return 0
+
+    monkeypatch.setattr(rows, 'run_program', run_program)
+
+
+def rows_of(results):
+    return [(run['row'], run['seed']) for run in results['rows']]
+
+
+def knobs_of(row):
+    return checkpoint.load(f'out/ladder_tiny_cpu/{row}')['knobs']
+
+
+def evaluations_of(row):
+    path = Path(f'out/ladder_tiny_cpu/{row}/metrics.jsonl')
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith('}') and 'val_loss' in line]
+
+
+def test_rows_are_trained_once_and_their_numbers_kept(climb, here, tmp_path):
+    status, results, printed = climb('swiglu', 'ema', '--seeds=1,2')
+    assert status == 0 and rows_of(results) == [('swiglu', 1), ('ema', 1), ('swiglu', 2), ('ema', 2)]
+    for run in results['rows']:
+        assert run['evaluations'] == evaluations_of(f'{run["row"]}_{run["seed"]}')
+        assert [e['step'] for e in run['evaluations']] == [4, 8, 12] and run['ms_per_batch'] > 0
+        assert run['sample'].startswith(ladder.prompt) and len(run['sample'].splitlines()) == 1
+        assert run['device'] == f'cpu, {torch.get_num_threads()} threads'
+        assert all(run[key] for key in ('torch', 'python', 'date')) and 'commit' in run
+    status, again, printed = climb('swiglu', 'ema', '--seeds=1,2')
+    assert status == 0 and again == results and '4 rows done, 0 to go' in printed
+    status, _, _ = climb('swiglu', '--n_layer=1')
+    assert 'move it away' in status and '--n_layer=1' in status
+    (tmp_path / 'ladder_tiny_cpu.json').unlink()
+    _, again, printed = climb('swiglu', '--seeds=1')  # it was finished, and is not trained again
+    assert 'resumed at step 12 of 12' in printed and rows_of(again) == [('swiglu', 1)]
+    (tmp_path / 'ladder_tiny_cpu.json').unlink()
+    status, results, printed = climb('swiglu', '--learning_rate=0.5')  # the run of before is not taken for one of these
+    assert 'failed: swiglu' in status and not results and 'swiglu_1 holds a run of other knobs' in printed
+
+
+def test_a_row_that_fails_stops_no_other(climb, here, tmp_path, monkeypatch):
+    bad, train_step = tmp_path / 'bad.py', train.Run.train_step
+    bad.write_text('min_lr = -1.0')
+    crash = lambda run: sys.exit('it crashed') if run.step == 6 and run.c.n_head == 4 else train_step(run)  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, 'train_step', crash)
+        status, results, printed = climb(str(bad), 'warmup', '--n_head=4')
+        assert status.splitlines()[-1] == 'failed: bad (seed 1, exit status 1), warmup (seed 1, exit status 1)'
+        assert 'min_lr is -1.0' in printed and 'it crashed' in printed and not results
+    bad.write_text('min_lr = 0.0')
+    _, results, printed = climb(str(bad), 'warmup', '--n_head=4')
+    assert rows_of(results) == [('bad', 1), ('warmup', 1)] and printed.count('resumed at step 4 of 12') == 1
+    assert [e['step'] for e in results['rows'][1]['evaluations']] == [4, 8, 12]
+
+
+def test_overlays_follow_the_rows_and_sgd_and_the_rungs_keep_their_rates(climb, here, tmp_path):
+    overlay = tmp_path / 'cpu.py'
+    overlay.write_text('warmup_iters = 7')
+    climb('sgd', str(overlay), 'adam', 'best', '--learning_rate_scale=10', '--seeds=3')
+    assert [knobs_of(row)['learning_rate_scale'] for row in ('sgd_3', 'adam_3', 'best_3')] == [1.0, 10.0, 1.0]
+    assert [knobs_of(row)['warmup_iters'] for row in ('sgd_3', 'adam_3')] == [7, 7]
+    every_row = [rows.config_of(row) for row in rows.NUMBERS]
+    assert rows.rows_and_overlays(['config/cpu.py']) == (every_row, ['config/cpu.py'])
+    there = {file.stem for file in Path(rows.ROOT, 'config').glob('*.py')}
+    assert there == {*rows.NUMBERS, *rows.OVERLAYS}
+
+
+def test_a_row_that_was_stopped_or_killed_goes_on(climb, monkeypatch):
+    """Each in a process of its own, and each told when it has evaluated later than the one before."""
+    children, popen = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, 'Popen', lambda *a, **k: children.append(popen(*a, **k)) or children[-1])
+
+    def climb_until(deed, step):
+        def wait():
+            while not any(e['step'] > step for e in evaluations_of('deep_5')):
+                time.sleep(0.02)
+            child = children[-1]
+            deed()
+            time.sleep(60)
+            child.kill()  # if it did not heed its signal
+
+        threading.Thread(target=wait, daemon=True).start()
+        return climb('deep', '--seeds=5', '--max_iters=1000000')
+
+    def press_ctrl_c():  # a terminal tells all of its processes
+        children[-1].send_signal(signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    status, results, printed = climb_until(press_ctrl_c, 0)
+    assert status == 128 + signal.SIGINT and not results and 'stopped, 1 to go' in printed
+    first = checkpoint.load('out/ladder_tiny_cpu/deep_5')['step']
+    status, _, printed = climb_until(lambda: os.kill(os.getpid(), signal.SIGTERM), first)
+    assert status == 128 + signal.SIGTERM and f'resumed at step {first}' in printed
+    second = checkpoint.load('out/ladder_tiny_cpu/deep_5')['step']
+    status, _, printed = climb_until(lambda: children[-1].kill(), second)
+    assert 'deep (seed 5, exit status 137)' in status and f'resumed at step {second}' in printed
+    steps = [e['step'] for e in evaluations_of('deep_5')]
+    assert steps == sorted(set(steps)) and steps[-1] > second > first > 0
+
+
+def test_the_puzzle_leaves_dropout_on_where_it_says(climb, here, tmp_path):
+    status, _, _ = climb('--puzzle', '--seeds=5')
+    assert status == 0
+    found = record.read(tmp_path / 'dropout_tiny_cpu.json')
+    assert found['command'].startswith('python -m results.ladder') and found['device'] and found['date']
+    cases = found['cases']
+    assert len(cases) == 9 and len({case['val'] for case in cases}) == 9
+    assert knobs_of('dropout_0.2_twice_5')['dropout'] == 0.36 and knobs_of('no_dropout_5')['dropout'] == 0
+    for case in cases[::3]:  # with dropout off it is what train.py found
+        assert case['evaluated'] == 'off'
+        val = evaluations_of(f'{case["trained"].replace(" ", "_")}_5')[-1]['val_loss']
+        assert case['val'] == pytest.approx(val, abs=1e-5)
+    net = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(1, 1))
+    puzzle.leave_on(net, torch.nn.Dropout).eval()
+    assert [module.training for module in net] == [True, False]
+
+
+@pytest.mark.parametrize('flag, words', [
+    ('--seeds=1,x', "seeds is '1,x'"), ('--dtype=foo', "dtype is 'foo', expected"),
+    ('--max_iters=0', 'max_iters=0 is not for the ladder'), ('--seed=3', '--seed=3 is not for the ladder'),
+])  # fmt: skip
+@pytest.mark.parametrize('mode', ['--puzzle', '--report', '--report=False'])
+def test_bad_knobs_are_refused(climb, mode, flag, words):
+    status, _, _ = climb(mode, flag)
+    assert words in status
+
+
+def run_of(row, seed, losses, ema=None, **others):
+    evaluations = [
+        {'epoch': epoch, 'val_loss': loss, 'ema_loss': ema, 'train_loss': loss - 1, 'bits_per_byte': loss / 4}
+        for epoch, loss in losses
+    ]
+    return {'row': row, 'seed': seed, 'ms_per_batch': 10.0 * seed, 'evaluations': evaluations, **others}
+
+
+def test_tables_say_mean_and_spread():
+    results = {'rows': [run_of('mine', 1, [(1, 3.0)], ms_per_batch=None, sample='said "Yes"'),
+                        run_of('learned', 1, [(0.5, 9.0), (1, 3.0), (2, 2.0)]),
+                        run_of('learned', 3, [(0.5, 9.0), (1, 4.0), (2, 2.5)]),
+                        run_of('best_2_muon', 1, [(0.25, 9.0), (0.5, 3.0)]),
+                        run_of('ema', 1, [(1, 3.0)], ema=2.9)]}  # fmt: skip
+    sd = statistics.stdev([2.0, 2.5])
+    lines = report.ladder_table(results).splitlines()
+    assert lines[2:6] == [
+        '| 7 | `ema` | 2.66, 2.63, 2.62 | 3.00 (average: 2.90) | 2.00 | 0.750 | 10 |',
+        f'| 15 | `learned` | 2.58, 2.55, 2.53 | 3.50 ± 0.71, 2.25 ± {sd:.2f} | 1.25 ± {sd:.2f} | 0.562 ± 0.088 | 20 |',
+        '| rung 2 | `best_2_muon` |  | 3.00 | 2.00 | 0.750 | 10 |',
+        '|  | `mine` |  | 3.00 | 2.00 | 0.750 |  |',
+    ]
+    assert lines[-1].split(maxsplit=1) == ['mine', 'said "Yes"']
+    front = report.front_page_table(results).splitlines()
+    assert len(front) == 17 and front[-1] == (
+        '| 15 | [`learned`](config/learned.py) | row 13 with learned positions | 2,102,272 | 2.58, 2.55, 2.53 | '
+        f'2.25 ± {sd:.2f} |'
+    )
+    assert front[12].endswith('15,669,248 | 2.32 | not measured yet |')
+
+
+def block(path, name):
+    """What stands between a README's markers."""
+    return path.read_text(encoding='utf-8').split(f'<!-- {name} -->\n')[1].split(f'\n<!-- /{name} -->\n')[0]
+
+
+def test_the_report_rewrites_both_readmes(tmp_path, monkeypatch):
+    results = {'rows': [run_of(row, 1, [(1, 5.9 - i), (2, 3.9 - i / 50)]) for i, row in enumerate(rows.LOG)]}
+    folder, front = tmp_path / 'results', tmp_path / 'README.md'
+    folder.mkdir()
+    monkeypatch.setattr(report, 'RESULTS', folder)
+    monkeypatch.setattr(report, 'ROOT', tmp_path)
+    name = Path(report.FRONT_PAGE).stem
+    record.write(folder / report.FRONT_PAGE, results)
+    around = 'before\n<!-- {0} -->\nold\n<!-- /{0} -->\nafter\n'
+    (folder / 'README.md').write_text(around.format(name))
+    front.write_text(around.format('ladder'))
+    report.make_report()
+    assert front.read_text() == around.format('ladder').replace('old', report.front_page_table(results))
+    assert (folder / 'README.md').read_text() == around.format(name).replace('old', report.ladder_table(results))
+    assert (folder / f'{name}.png').stat().st_size > 10_000
+    for path, marker in ((front, 'ladder'), (folder / 'README.md', name)):
+        path.write_text('nothing\n')
+        with pytest.raises(SystemExit, match=f'README.md has no line <!-- {marker} -->'):
+            report.make_report()
+        assert path.read_text() == 'nothing\n'
+        path.write_text(around.format(marker))
+
+
+def test_the_readmes_say_what_the_results_hold():
+    paths = sorted(record.RESULTS.glob('*.json'))
+    assert len(paths) >= 10
+    for path in paths:
+        table = report.TABLES[path.stem.split('_')[0]](record.read(path))
+        assert block(record.RESULTS / 'README.md', path.stem) == table
+    results = record.read(record.RESULTS / report.FRONT_PAGE)
+    assert block(record.ROOT / 'README.md', 'ladder') == report.front_page_table(results)
+
+
+def test_labels_keep_their_distance():
+    placed = pictures.spread([3.0, 1.0, 1.01, 1.02, 2.0], 0.1)
+    assert placed == pytest.approx([3.0, 1.0, 1.1, 1.2, 2.0])
+
+
+def test_pictures_need_no_screen(tmp_path, monkeypatch):
+    monkeypatch.setenv('MPLBACKEND', 'TkAgg')
+    losses = {'rows': [run_of('sgd', 1, [(1, 9.0), (2, 4.0)]), run_of('adam', 1, [(1, 3.0), (2, 2.0)])]}
+    pictures.draw_losses(losses, tmp_path / 'losses.png')
+    speed = {'rows': [{'config': 'swiglu', 'ms_median': 38.0, 'ms_p10': 37.0, 'ms_p90': 41.0}]}
+    pictures.draw_speed(speed, tmp_path / 'speed.png')
+    assert all((tmp_path / f'{name}.png').stat().st_size > 5_000 for name in ('losses', 'speed'))
+
+
+def test_a_commit_is_lost_without_git_and_nothing_else(tmp_path, monkeypatch):
+    assert record.commit(tmp_path) is None
+    monkeypatch.setenv('PATH', str(tmp_path))
+    found = record.provenance()
+    assert found['commit'] is None and found['torch'] and found['python'] and found['date']
+
+
+PEER = """
+import dataclasses, torch
+@dataclasses.dataclass
+class GPTConfig:
+    block_size: int; vocab_size: int; n_layer: int; n_head: int; n_embd: int; dropout: float; bias: bool
+class GPT(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.table = torch.nn.Embedding(config.vocab_size, config.vocab_size)
+        print('a word that is no number of ours')
+    def forward(self, x, y):
+        logits = self.table(x)
+        return logits, torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
+        return torch.optim.AdamW(self.parameters(), learning_rate, betas, weight_decay=weight_decay)
+"""
+
+
+def test_the_step_is_timed_beside_nanogpts(tmp_path, monkeypatch, capsys):
+    """With a stand-in for nanoGPT's model.py, which is not ours to keep here."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(nanogpt, 'RESULTS', tmp_path)
+    monkeypatch.setattr(torch, 'compile', lambda net, **options: net)
+
+    def compare(*flags):
+        monkeypatch.setattr(sys, 'argv', ['nanogpt.py', *SMALL, '--nanogpt=nanoGPT', '--seconds=0.01', *flags])
+        nanogpt.main()
+        return record.read(tmp_path / 'nanogpt_cpu.json')['rows']
+
+    shape = ['--d_ff=64', '--position=learned']
+    with pytest.raises(SystemExit, match='git clone https://github.com/karpathy/nanoGPT nanoGPT'):
+        compare(*shape)
+    Path('nanoGPT').mkdir()
+    Path('nanoGPT/model.py').write_text(PEER)
+    for _ in range(2):  # the second takes the first's place
+        [row] = compare(*shape)
+    assert list(row['ms_median']) == ['nanoGPT, float32', 'nanoGPT, bfloat16', 'this', 'this, compiled']
+    assert min(row['ms_median'].values()) > 0 and row['n_embd'] == 16 and row['date'] and row['command']
+    assert len(compare(*shape, '--batch_size=2')) == 2
+    out = capsys.readouterr().out
+    assert '| 2 layers, 16 wide, 4 x 16 |' in out and 'no number of ours' not in out
+    with pytest.raises(SystemExit, match='add --activation=gelu --position=learned --d_ff=64$'):
+        compare('--activation=swiglu')
+
+
+def test_bench_rows_are_recorded(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, 'RESULTS', tmp_path)
+    record.write(tmp_path / 'bench_cpu.json', {'besides': {'by hand': 1}, 'rows': []})
+    files = [rows.config_of(row) for row in ('swiglu', 'cpu', 'ema')]
+    monkeypatch.setattr(sys, 'argv', ['bench.py', *files, *SMALL, '--seconds=0.01'])
+    bench.main()
+    results = record.read(tmp_path / 'bench_cpu.json')
+    assert [row['config'] for row in results['rows']] == ['swiglu', 'ema'] and results['besides'] == {'by hand': 1}
+    assert results['command'].startswith('python bench.py') and all(row['date'] for row in results['rows'])
+    assert report.bench_table(results).count('\n') == 3 and 'swiglu' in capfd.readouterr().out
+    monkeypatch.setattr(bench, 'ROOT', tmp_path)
+    Path('bench.py').write_text('import sys; sys.exit(3)')
+    with pytest.raises(SystemExit) as ended:
+        bench.main()
+    assert ended.value.code == 3 and record.read(tmp_path / 'bench_cpu.json') == results
