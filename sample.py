@@ -15,7 +15,7 @@ import train
 from configurator import configure
 from data import read_encoding
 
-out_dir = 'out/swiglu'  # the run to sample from
+out_dir = 'out/best_cpu'  # the run to sample from; this one is README.md's first
 start = ''  # the text to go on from; empty: the start of a document
 num_samples = 1  # how many samples
 max_new_tokens = 200  # tokens per sample, unless it ends by itself

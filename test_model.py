@@ -332,11 +332,16 @@ def test_cached_logits_equal_the_full_forward(kind):
 
 @pytest.mark.parametrize('kind', BUILDS)
 def test_generation_goes_on_past_the_block(kind):
-    net = build(kind).eval()
+    net, read = build(kind).eval(), []
+    net.embedding.register_forward_pre_hook(lambda module, args: read.append(args[0]))
     out = torch.cat(list(net.generate(tokens(T + 3), 3 * T, temperature=0)), dim=1)
     assert out.shape == (3, 3 * T)
     first = net(tokens(T + 3)[:, -T:])[:, -1].argmax(dim=-1)  # the prompt is cut to its last block
     assert torch.equal(out[:, 0], first)
+    again = T if kind == 'torch' else T // 2 + 1  # a full cache is left, and the newer half read again
+    lengths = [T, *([again] + [1] * (T - again)) * 3 * T]
+    assert [x.size(1) for x in read[: 3 * T]] == lengths[: 3 * T]
+    assert torch.equal(read[1], torch.cat((tokens(T + 3), out[:, :1]), dim=1)[:, -again:])
 
 
 def test_padding_is_never_sampled():

@@ -103,3 +103,13 @@ def test_what_the_pytorch_model_would_ignore_is_refused(knob):
     with pytest.raises(SystemExit, match=rf"{knob.split('=')[0]} is .*model='torch' ignores") as refusal:
         check(f'--{knob}')
     assert '\n' not in refusal.value.code
+
+
+@pytest.mark.parametrize(('flag', 'words'), [
+    ('--dropout=1', 'less than 1'), ('--ema_decay=1', 'less than 1'), ('--n_layer=0', 'at least 1'),
+    ('--learning_rate=-1', 'at least 0'), ('--lr_schedule=linear', 'one of: constant, cosine'),
+])  # fmt: skip
+def test_a_value_that_makes_no_sense_is_refused(flag, words):
+    with pytest.raises(SystemExit, match=f'{flag[2:].partition("=")[0]} is .*, expected {words}') as refusal:
+        train.check_knobs(configure([train.__file__], [flag])[0])
+    assert '\n' not in refusal.value.code

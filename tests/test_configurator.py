@@ -118,6 +118,7 @@ def test_values_of_a_flag(flag, name, value):
         ('n_layer = 3.0', ['c.py:1', '3.0', 'expected int']),
         ('n_layer = True', ['True', 'expected int']),
         ('overwrite = 1', ['expected bool']),
+        ('n_layer = True + 1', ['literal']),
         ('n_layer = None', ['None', 'expected int']),
         ('max_iters = "5"', ["'5'", 'expected int or None']),
         ('learning_rate = "fast"', ["'fast'", 'expected float']),

@@ -286,6 +286,17 @@ def test_train_and_val_folders_are_the_split():
     data.prepare('texts')
     assert bytes_of('texts', ['train']) == b'train0train1train2'
     assert bytes_of('texts', ['val']) == b'val0val1val2'
+    assert b'train' in ranks_of('texts') and b'val' not in ranks_of('texts')  # the vocabulary is training's
+
+
+def test_the_standard_library_is_read_without_its_tests_and_the_machines_traits(place, monkeypatch):
+    names = ['a.py', 'a/testing.py', 'a.txt', 'test/b.py', 'c/tests/d.py', 'c/idle_test/e.py', 'site-packages/f.py',
+             '_sysconfigdata__linux.py']  # fmt: skip
+    for name in names:
+        write(f'lib/{name}', name)
+    assert len(data.find_documents(Path('lib'), 'strict')) == len(names)
+    monkeypatch.setitem(data.KNOWN, 'stdlib', 'lib')
+    assert {str(name) for name in data.find_documents(Path('lib'), 'strict')} == {'a.py', 'a/testing.py'}
 
 
 def test_documents_keep_their_side():
@@ -438,6 +449,19 @@ def test_a_hostile_archive_reaches_nothing_outside(pack, place, monkeypatch):
             data.prepare('hostile.archive')
         assert nothing_is_left()
     assert before == [p for p in sorted(place.rglob('*')) if not p.is_relative_to(work / 'data')]
+
+
+@pytest.mark.parametrize('kind', [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE], ids=['soft', 'hard', 'device'])
+def test_a_member_of_a_tar_that_is_no_text(kind):
+    secret = write('outside/secret.txt', 'SECRET' * 99).resolve()
+    with tarfile.open('hostile.tar', 'w') as archive:
+        archive.add(write('good.txt', prose()))
+        member = tarfile.TarInfo('member')
+        member.type, member.linkname = kind, str(secret)
+        archive.addfile(member)
+    with exits('hostile.tar', 'could not be prepared', 'member'):
+        data.prepare('hostile.tar')
+    assert nothing_is_left()
 
 
 @pytest.mark.parametrize('kind', ['tar.gz', 'tar.xz', 'zip'])
@@ -675,6 +699,7 @@ def test_an_epoch_visits_every_sequence_once_but_for_those_that_do_not_fill_a_ba
         firsts = x[:, 0].tolist()
         assert len(set(firsts)) == 9996 and set(firsts) <= set(range(0, 50_005, 5))
         epochs.append(firsts)
+    assert [data.Batches(numbers(n), 1, 5, 0, 'cpu').n_sequences for n in (35, 36)] == [6, 7]  # the last needs a target
     assert epochs[0] != epochs[1] and set(epochs[0]) != set(epochs[1])  # another order, and others left out
 
 

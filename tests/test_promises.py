@@ -95,25 +95,35 @@ def refused(text):
 
 @pytest.mark.parametrize(('dtype', 'optimizer'), [('float32', 'adamw'), ('bfloat16', 'muon')])
 def test_killed_at_any_moment_and_resumed(start, dtype, optimizer):
-    """Killed 6 times at random moments, the run ends with the bits of the uninterrupted one."""
-    knobs = [*HARD, f'--dtype={dtype}', f'--optimizer={optimizer}', '--max_iters=100', '--eval_interval=10']
-    finish(start(*knobs, f'--out_dir=out/steady_{dtype}'))
-    moment, kills, out_dir = random.Random(0), 0, Path(f'out/killed_{dtype}')
-    while kills < 6:
+    """Killed 4 times or more at random moments of its training, the run ends with the bits of the uninterrupted one."""
+    knobs = [*HARD, f'--dtype={dtype}', f'--optimizer={optimizer}', '--max_iters=60', '--eval_interval=10']
+
+    def trains(process):
+        return process.exitcode is not None or process.log.exists() and 'batches per epoch' in process.log.read_text()
+
+    steady = start(*knobs, f'--out_dir=out/steady_{dtype}')
+    wait_for(lambda: trains(steady))
+    began = time.monotonic()
+    finish(steady)
+    whole = time.monotonic() - began  # how long this computer takes from the first step to the end
+    moment, kills, resumed, out_dir = random.Random(0), 0, False, Path(f'out/killed_{dtype}')
+    while kills < 4 or not resumed:
         shutil.rmtree(out_dir, ignore_errors=True)
         while True:
             init_from = 'resume' if (out_dir / 'ckpt.pt').exists() else 'scratch'
             process = start(*knobs, f'--out_dir={out_dir}', f'--init_from={init_from}')
-            process.join(moment.uniform(0.1, 1.0))
+            wait_for(lambda process=process: trains(process))
+            process.join(moment.uniform(0, whole))
             if process.exitcode is not None or kills > 20:
                 break
             process.kill()
             process.join()
             kills += 1
-        finish(process)
+        text = finish(process)
+        resumed = resumed or 'resumed at step' in text and 'resumed at step 60' not in text
         assert_same(load(out_dir), load(f'out/steady_{dtype}'))
         steps = [json.loads(line)['step'] for line in (out_dir / 'metrics.jsonl').read_text().splitlines()]
-        assert steps == sorted(steps) and steps.count(100) == 2  # the log line and the evaluation
+        assert steps == sorted(steps) and steps.count(60) == 2  # the log line and the evaluation
 
 
 # ---- 2: a crash inside a save --------------------------------------------------------------------------------------
@@ -230,7 +240,7 @@ def test_a_loss_that_is_not_finite_never_reaches_a_checkpoint(start, run):
 
 
 def test_an_infinite_gradient_never_reaches_a_checkpoint(run, monkeypatch):
-    """Not even where the save comes before the next loss, which would tell."""
+    """Not even where the save comes before the next loss, which would tell: at the end, or at a signal."""
     build = train.build_model
 
     def build_bad(c, vocab_size):
@@ -240,9 +250,12 @@ def test_an_infinite_gradient_never_reaches_a_checkpoint(run, monkeypatch):
         return net
 
     monkeypatch.setattr(train, 'build_model', build_bad)
-    with pytest.raises(SystemExit, match='gradient norm (inf|nan) at step 3: '):
-        run('--out_dir=out/inf', '--max_iters=3', '--log_interval=1000')
+    for max_iters, stop_at in ((3, None), (10, 3)):
+        with pytest.raises(SystemExit, match='gradient norm (inf|nan) at step 3: '):
+            run('--out_dir=out/inf', f'--max_iters={max_iters}', '--log_interval=1000', stop_at=stop_at)
     assert not Path('out/inf/ckpt.pt').exists()
+    run('--out_dir=out/skipped', '--max_iters=3', '--log_interval=1000', '--dtype=float16')  # by the scaler
+    assert all(p.isfinite().all() for p in load('out/skipped')['model'].values())
 
 
 # ---- 6, 7: damaged and hostile checkpoints -------------------------------------------------------------------------
@@ -305,7 +318,7 @@ def test_two_runs_in_one_folder(start, run):
     run('--out_dir=out/locked', '--overwrite')
 
 
-def test_a_finished_run_is_not_overwritten(run):
+def test_a_finished_run_is_not_overwritten(run, monkeypatch):
     run('--out_dir=out/kept')
     before = Path('out/kept/ckpt.pt').read_bytes()
     with pytest.raises(SystemExit, match='out/kept holds a run already.*--overwrite'):
@@ -315,6 +328,15 @@ def test_a_finished_run_is_not_overwritten(run):
     assert load('out/kept')['knobs']['seed'] == 3
     steps = [json.loads(line)['step'] for line in open('out/kept/metrics.jsonl')]
     assert steps == [5, 10, 10]  # the old run's are gone
+    monkeypatch.setattr(train, 'train', lambda run, signals: sys.exit('before the first save'))
+    with pytest.raises(SystemExit, match='before the first save'):
+        run('--out_dir=out/kept', '--overwrite')
+    assert not Path('out/kept/ckpt.pt').exists()  # nobody resumes the old run by mistake
+
+
+def test_a_folder_that_cannot_be_is_refused(run):
+    with pytest.raises(SystemExit, match='tiny.txt/run cannot be used as a folder for the run: Not a directory'):
+        run('--out_dir=tiny.txt/run')
 
 
 def test_overwrite_deletes_nothing_before_all_is_checked(run):
@@ -337,6 +359,8 @@ def test_overwrite_deletes_nothing_before_all_is_checked(run):
         ('--activation=swiglu', "activation was 'gelu', now 'swiglu'"),
         ('--position=learned', "position was 'rotary', now 'learned'"),
         ('--model=torch', "model was 'flash', now 'torch'"),
+        ('--embedding_norm', 'embedding_norm was False, now True'),
+        ('--head_gate', 'head_gate was False, now True'),
         ('--optimizer=sgd', "optimizer was 'adamw', now 'sgd'"),
         ('--seed=2', 'seed was 1, now 2'),
         ('--batch_size=8', 'batch_size was 4, now 8'),
@@ -364,6 +388,13 @@ def test_resuming_with_other_schedule_and_intervals_is_allowed_and_said(run):
     for change in changes:
         assert f'resume: {change[2:].partition("=")[0]} was ' in out
     assert 'resume: learning_rate was 0.01, now 0.002' in out and load('out/allowed')['step'] == 12
+
+
+def test_the_command_to_go_on_is_the_one_that_was_given_but_for_how_it_began(run):
+    out = run('--out_dir=out/go on', '--overwrite', '--init_from=scratch', stop_at=5)
+    command = out.splitlines()[-1]
+    assert command.startswith('stopped at step 5 and saved; go on with: python train.py --n_layer=2 ')
+    assert command.endswith(" --dataset=tiny '--out_dir=out/go on' --init_from=resume")
 
 
 def test_resuming_nothing_is_refused(run):
@@ -399,13 +430,13 @@ import os, signal, train
 train_step = train.Run.train_step
 def step(run):
     numbers = train_step(run)
-    if run.step == 4 and os.environ['RANK'] == '2':
+    if run.step == 4 and os.environ['RANK'] == '1':
         signal.raise_signal(signal.SIGTERM)
     return numbers
 train.Run.train_step = step
 train.main()
 """)
-    done = torchrun(4, '--out_dir=out/agreed', program=str(program))
+    done = torchrun(2, '--out_dir=out/agreed', program=str(program))
     assert done.returncode != 0 and done.stdout.count('stopped at step 4 and saved') == 1, done.stderr
     assert load('out/agreed')['step'] == 4
 
@@ -415,7 +446,8 @@ def test_resuming_with_one_two_and_one_process(run, workplace):
     constant = '--lr_schedule=constant'  # so that max_iters may change on the way
     run('--out_dir=out/alone', constant)
     run('--out_dir=out/ranks', constant, '--max_iters=4')
-    done = torchrun(2, '--out_dir=out/ranks', constant, '--max_iters=7', '--init_from=resume')
+    micro = '--gradient_accumulation_steps=2'  # the gradients are exchanged after the second alone
+    done = torchrun(2, '--out_dir=out/ranks', constant, micro, '--max_iters=7', '--init_from=resume')
     assert done.returncode == 0 and 'resumed at step 4 of 7' in done.stdout, done.stderr
     assert 'resumed at step 7 of 10' in run('--out_dir=out/ranks', constant, '--init_from=resume')
     torch.testing.assert_close(load('out/ranks')['model'], load('out/alone')['model'], atol=1e-4, rtol=1e-3)

@@ -5,6 +5,7 @@ import math
 import platform
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,11 @@ from conftest import REPO, SMALL, assert_same
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bench
+import optim
 import sample
 import train
 from checkpoint import load, save
+from model import Transformer
 
 LOG = {
     'sgd': '6 layer transformer (1863025 parameters), batch size 20, SGD learning rate 5.0, dropout 0.2',
@@ -111,13 +114,12 @@ def test_a_long_run_on_a_cpu_says_how_long_and_what_is_shorter(run):
 
 
 def test_the_scale_multiplies_both_rates(run):
-    out = run(
-        '--out_dir=out/scale', '--learning_rate=1e-3', '--min_lr=1e-4', '--learning_rate_scale=3', '--max_iters=5'
-    )
-    assert 'Adam learning rate 3e-3' in out
-    assert load('out/scale')['optimizers'][0]['param_groups'][0]['lr'] == pytest.approx(
-        3e-4 + 2.7e-3 * (1 + math.cos(math.pi * 4 / 5)) / 2
-    )
+    knobs = ['--learning_rate=1e-3', '--min_lr=1e-4', '--learning_rate_scale=3', '--max_iters=5']
+    out = run('--out_dir=out/scale', '--optimizer=muon', *knobs)
+    assert 'Muon learning rate 3e-3' in out
+    groups = [group for optimizer in load('out/scale')['optimizers'] for group in optimizer['param_groups']]
+    expected = 3e-4 + 2.7e-3 * (1 + math.cos(math.pi * 4 / 5)) / 2
+    assert [group['lr'] for group in groups] == pytest.approx([expected] * 3)  # Muon's, and the two of AdamW
 
 
 def test_an_epoch_ends_with_the_logs_line_and_its_numbers_are_right(run):
@@ -125,6 +127,7 @@ def test_an_epoch_ends_with_the_logs_line_and_its_numbers_are_right(run):
     token from the file."""
     out = run('--out_dir=out/epoch', '--epochs=1', '--max_iters=None', '--block_size=64', '--batch_size=16')
     saved, meta = load('out/epoch'), json.loads(Path('data/tiny/meta.json').read_text())
+    assert saved['corpus'] == meta['sha256']['train.bin']
     net = train.build_model(SimpleNamespace(**saved['knobs']), train.vocab_size_of('tiny')).double().eval()
     net.load_state_dict(saved['model'])
     stream = []
@@ -146,17 +149,39 @@ def test_an_epoch_ends_with_the_logs_line_and_its_numbers_are_right(run):
     assert end['train_loss'] == pytest.approx(sum(line['loss'] for line in steps) / len(steps), rel=0.05)
 
 
+def test_every_epoch_ends_with_an_evaluation_and_the_means_of_its_own_steps(run):
+    batches = ['--block_size=64', '--batch_size=16', '--log_interval=1']
+    run('--out_dir=out/epochs', '--epochs=2', '--max_iters=None', *batches)
+    lines = [json.loads(line) for line in open('out/epochs/metrics.jsonl')]
+    first, second = lines[: len(lines) // 2], lines[len(lines) // 2 :]
+    for epoch, (*steps, end) in ((1, first), (2, second)):
+        assert end['epoch'] == epoch and end['step'] == epoch * len(steps)
+        assert end['train_loss'] == pytest.approx(statistics.mean(step['loss'] for step in steps))
+        ms = statistics.mean(step['ms_per_batch'] for step in steps)
+        assert end['tokens_per_s'] == pytest.approx(16 * 64 / ms * 1e3)
+
+
+def test_a_run_is_named_after_its_configs(run):
+    run(f'{REPO}/config/swiglu.py', f'{REPO}/config/cpu.py', '--max_iters=1')
+    assert load('out/swiglu_cpu')['step'] == 1
+
+
 # ---- the training step ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_ten_steps_equal_five_and_resume_and_five(run, dtype):
-    knobs = [f'--dtype={dtype}', '--dropout=0.2', '--ema_decay=0.9', '--gradient_accumulation_steps=2']
+@pytest.mark.parametrize(('dtype', 'optimizer'), [('float32', 'adamw'), ('bfloat16', 'muon'), ('float16', 'adamw')])
+def test_ten_steps_equal_five_and_resume_and_five(run, dtype, optimizer):
+    state = ['--dropout=0.2', '--ema_decay=0.9', '--gradient_accumulation_steps=2']
+    knobs = [f'--dtype={dtype}', f'--optimizer={optimizer}', *state]
     run(f'--out_dir=out/whole_{dtype}', *knobs)
     run(f'--out_dir=out/half_{dtype}', *knobs, stop_at=5)
     assert load(f'out/half_{dtype}')['step'] == 5
-    assert 'resumed at step 5 of 10' in run(f'--out_dir=out/half_{dtype}', *knobs, '--init_from=resume')
+    with open(f'out/half_{dtype}/metrics.jsonl', 'a') as file:
+        file.write('{"step": 6}\n{"step": 5, "lo')  # what a run writes after its last save, and in its last moment
+    out = run(f'--out_dir=out/half_{dtype}', *knobs, '--init_from=resume')
+    assert 'resumed at step 5 of 10' in out and 'resume: ' not in out
     assert_same(load(f'out/half_{dtype}'), load(f'out/whole_{dtype}'))
+    assert bool(load(f'out/whole_{dtype}')['scaler']) == (dtype == 'float16')
     logs = [Path(f'out/{name}_{dtype}/metrics.jsonl').read_text().splitlines() for name in ('whole', 'half')]
     whole, half = ([json.loads(line) for line in log] for log in logs)
     assert [line['step'] for line in whole] == [line['step'] for line in half] == [5, 10, 10]
@@ -168,6 +193,67 @@ def test_micro_steps_give_the_update_of_the_whole_batch(run):
     run('--out_dir=out/micro_4', '--gradient_accumulation_steps=4')
     one, four = load('out/micro_1')['model'], load('out/micro_4')['model']
     torch.testing.assert_close(one, four, atol=1e-4, rtol=1e-3)
+    ones, fours = ([json.loads(line) for line in open(f'out/micro_{n}/metrics.jsonl')] for n in (1, 4))
+    assert [line.get('loss') for line in ones] == pytest.approx([line.get('loss') for line in fours], abs=1e-4)
+
+
+def test_float16_follows_float32(run):
+    """The scaler's factor is out of the gradients before they are clipped."""
+    weights = []
+    for dtype in ('float32', 'float16'):
+        run(f'--out_dir=out/follows_{dtype}', f'--dtype={dtype}', '--optimizer=sgd', '--learning_rate=1')
+        saved = load(f'out/follows_{dtype}')
+        weights.append(torch.cat([p.flatten() for p in saved['model'].values()]))
+    net = train.build_model(SimpleNamespace(**saved['knobs']), train.vocab_size_of('tiny'))
+    start = torch.cat([p.flatten() for p in net.state_dict().values()])
+    assert (weights[0] - weights[1]).norm() < 0.1 * (weights[0] - start).norm()
+
+
+def test_each_seed_step_and_rank_drops_others(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    seeds = []
+    for seed, rank in ((1, 0), (2, 0), (1, 1)):
+        c, _ = train.configure([train.__file__], [*SMALL, '--dropout=0.2', f'--seed={seed}'])
+        train.choose_machine(c)
+        run = train.Run(c, train.open_corpus('tiny'))
+        with monkeypatch.context() as patch:
+            patch.setattr(train, 'processes', lambda rank=rank: (rank, 2))
+            for _ in range(2):
+                run.train_step()
+                seeds.append(torch.initial_seed())
+    assert len(set(seeds)) == 6
+
+
+def test_the_average_takes_up_the_step_just_done(run):
+    run('--out_dir=out/forgets', '--ema_decay=1e-9')  # an average of the last weights alone
+    saved = load('out/forgets')
+    assert saved['ema']['n_averaged'] == 10
+    average = {name.removeprefix('module.'): p for name, p in saved['ema'].items() if name != 'n_averaged'}
+    torch.testing.assert_close(average, saved['model'], atol=1e-6, rtol=0)
+
+
+def test_the_average_is_what_is_evaluated_and_sampled(run, monkeypatch):
+    nets = []
+    monkeypatch.setattr(train, 'write_text', lambda net, *args, **options: str(nets.append(net)))
+    run('--out_dir=out/average', '--ema_decay=0.9')
+    nets.append(sample.load_model('out/average')[0])
+    end = json.loads(open('out/average/metrics.jsonl').readlines()[-1])
+    assert abs(end['ema_loss'] - end['val_loss']) > 0.01
+    again = train.Run(SimpleNamespace(**load('out/average')['knobs']), train.open_corpus('tiny'))
+    assert [again.evaluate(net) for net in nets] == pytest.approx([end['ema_loss']] * 2, abs=1e-5)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_muon_multiplies_in_the_runs_dtype(run, monkeypatch, dtype):
+    seen, orthogonalize = [], optim.orthogonalize
+
+    def spy(*args):
+        seen.append(orthogonalize(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(optim, 'orthogonalize', spy)
+    run(f'--out_dir=out/muon_{dtype}', '--optimizer=muon', '--max_iters=1', f'--dtype={dtype}')
+    assert {x.dtype for x in seen} == {getattr(torch, dtype)}
 
 
 def test_a_step_is_the_textbooks(run, workplace, monkeypatch):
@@ -233,6 +319,11 @@ def test_seeds(run):
     a, b, c = (load(f'out/seed_{name}')['model'] for name in 'abc')
     torch.testing.assert_close(a, b, atol=0, rtol=0)
     assert not torch.allclose(a['embedding.weight'], c['embedding.weight'])
+    means, losses = (
+        [line['loss'] for line in map(json.loads, open(f'out/seed_{name}/metrics.jsonl')) if 'loss' in line]
+        for name in 'ab'
+    )
+    assert means == pytest.approx([statistics.mean(losses[:5]), statistics.mean(losses[5:])])
 
 
 # ---- sample.py and bench.py ----------------------------------------------------------------------------------------
@@ -284,10 +375,17 @@ def test_a_checkpoint_from_before_a_knob_can_be_sampled(run, monkeypatch, capsys
 def test_a_sample_ends_at_the_end_of_a_document(run, monkeypatch, capsys):
     run('--out_dir=out/end')
     end = train.open_corpus('tiny').encoding.eot_token
-    ids = [ord('a'), ord('b'), end, ord('c')]
-    monkeypatch.setattr('model.Transformer.generate', lambda self, *args, **options: (torch.tensor([[i]]) for i in ids))
-    main(monkeypatch, sample, '--out_dir=out/end', '--start=x')
+    ids, asked = [ord('a'), ord('b'), end, ord('c')], []
+
+    def generate(self, idx, max_new_tokens, temperature, top_k, generator):
+        asked.append((idx.tolist(), max_new_tokens, temperature, top_k, generator.initial_seed()))
+        return (torch.tensor([[i]]) for i in ids)
+
+    monkeypatch.setattr('model.Transformer.generate', generate)
+    knobs = ['--max_new_tokens=7', '--temperature=0.5', '--top_k=3', '--seed=4']
+    main(monkeypatch, sample, '--out_dir=out/end', '--start=x', *knobs)
     assert capsys.readouterr().out == 'xab\n---------------\n'
+    assert asked == [([[end, ord('x')]], 7, 0.5, 3, 4)]  # the prompt stands at the start of a document
 
 
 def test_a_resumed_run_keeps_its_dtype_unless_it_is_asked_for_another(run, monkeypatch):
@@ -301,14 +399,21 @@ def test_a_resumed_run_keeps_its_dtype_unless_it_is_asked_for_another(run, monke
     assert "now 'float16'" in run('--out_dir=out/dtype', '--init_from=resume', '--dtype=float16', '--max_iters=5')
 
 
-def test_the_closing_sample_is_computed_in_the_runs_dtype(run, monkeypatch):
-    """flash-attn takes nothing but half precision."""
-    seen = []
-    monkeypatch.setattr(
-        train, 'write_text', lambda *args, **options: str(seen.append(torch.is_autocast_enabled('cpu')))
-    )
-    run('--out_dir=out/closing', '--dtype=bfloat16', '--max_iters=1')
-    assert seen == [True]
+def test_all_is_computed_in_the_runs_dtype_and_dropout_is_in_the_steps_alone(run, monkeypatch):
+    """The step, the evaluation, the closing sample and sample.py. flash-attn takes nothing but half precision."""
+    seen, forward = [], Transformer.forward
+
+    def spy(net, *args, **options):
+        seen.append((net.training, torch.is_autocast_enabled('cpu')))
+        return forward(net, *args, **options)
+
+    monkeypatch.setattr(Transformer, 'forward', spy)
+    run('--out_dir=out/modes', '--dtype=bfloat16', '--dropout=0.2', '--max_iters=1')
+    assert seen[0] == (True, True) and len(seen) > 6 and set(seen[1:]) == {(False, True)}
+    for flags, half in (([], True), (['--dtype=float32'], False)):
+        seen.clear()
+        main(monkeypatch, sample, '--out_dir=out/modes', '--max_new_tokens=3', *flags)
+        assert set(seen) == {(False, half)}
 
 
 def test_the_torch_model_says_that_it_picks_its_own_attention(run):
