@@ -71,7 +71,7 @@ def measure(name, c):
     on_gpu = run.device.type == 'cuda'
     [times] = time_in_turns([run.train_step], run.device, c.seconds)
     memory = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None
-    median, (p10, *_, p90) = statistics.median(times), statistics.quantiles(times, n=10)
+    median, (p10, *_, p90) = statistics.median(times), statistics.quantiles(times, n=10, method='inclusive')
     tokens = c.batch_size * c.block_size
     return {
         'config': name,
