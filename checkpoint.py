@@ -52,7 +52,7 @@ def save(out_dir, state):
         os.replace(new, path)
     except (OSError, RuntimeError) as error:  # torch answers a full disk with a RuntimeError about its OSError
         new.unlink(missing_ok=True)
-        sys.exit(f'{path} could not be saved: {error.__context__ or error}. The one before is whole.')
+        sys.exit(f'{path} could not be saved: {error.__context__ or error}. One from before, if any, is whole.')
 
 
 def load(out_dir):

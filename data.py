@@ -232,7 +232,7 @@ def read(name, file, errors):
     try:
         return file.read_bytes().decode('utf-8', errors)
     except UnicodeDecodeError as error:
-        sys.exit(f'{name}: byte {error.start} is not UTF-8 text; --errors=replace reads it as U+FFFD.')
+        sys.exit(f'{name}: byte {error.start} is not UTF-8; python data.py SOURCE --errors=replace reads U+FFFD there.')
 
 
 def split(documents):

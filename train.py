@@ -400,7 +400,7 @@ def set_up(c):
 def resume_command():
     launcher = ['torchrun', f'--nproc_per_node={processes()[1]}'] if processes()[1] > 1 else ['python']
     words = [word for word in sys.argv[1:] if not word.startswith(('--init_from', '--overwrite'))]
-    return shlex.join([*launcher, 'train.py', *words, '--init_from=resume'])
+    return shlex.join([*launcher, sys.argv[0], *words, '--init_from=resume'])
 
 
 def main():
@@ -429,7 +429,7 @@ def main():
             net, generator = run.ema.module if run.ema else run.model, torch.Generator(run.device).manual_seed(c.seed)
             with autocast(c):
                 text = write_text(net, run.corpus.encoding, '', 200, temperature=0.8, top_k=50, generator=generator)
-            longer = f'--epochs={c.epochs + 1}' if c.max_iters is None else f'--max_iters={2 * c.max_iters}'
+            longer = f'--epochs={c.epochs + 1}' if c.max_iters is None else f'--max_iters={2 * run.step}'
             print(f'\n{text}\n\nsample more: python sample.py --out_dir={shlex.quote(c.out_dir)}')
             print(f'train on:    {resume_command()} {longer}')
     if world > 1:
