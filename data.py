@@ -25,6 +25,7 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
+import time
 import urllib.request
 import zipfile
 from functools import lru_cache, partial
@@ -44,6 +45,9 @@ KNOWN = {
 }
 # tests, installed packages, and the file that describes the machine
 STDLIB_LEFT_OUT = re.compile(r'(^|/)((test|tests|idle_test|site-packages|dist-packages)/|_sysconfigdata)')
+FILES = ('train.bin', 'val.bin', 'bpe.tiktoken', 'meta.json')
+NO_TEXT = {b'\xff\xfe': 'UTF-16', b'\xfe\xff': 'UTF-16', b'\x1f\x8b': 'gzip', b'BZh': 'bzip2', b'\xfd7zXZ': 'xz',
+           b'PK\3\4': 'zip or docx', b'%PDF': 'PDF', b'\x89PNG': 'PNG', b'\xff\xd8\xff': 'JPEG'}  # fmt: skip
 END = '<|endoftext|>'  # closes every document; a text that contains these characters still gets ordinary tokens
 # GPT-2's split: a BPE token never crosses from a word, a number, a run of signs or of spaces into the next.
 # The possessive ++ takes no step back, and PIECE bounds the one \s+ that does, so a million spaces in a row neither
@@ -52,6 +56,7 @@ SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\
 MERGES = 768  # 256 bytes + 768 merges = the log's 1024 tokens; END is the 1025th
 SAMPLE = 32_000_000  # characters to learn the BPE from; a larger corpus gives an evenly spread sample of this size
 PIECE = 1 << 18  # characters of text that are split and encoded at a time
+LONGEST = 256  # characters of a word that are counted together; a line of a million letters would take minutes
 HELD_OUT = 13 / 256  # share of the documents kept for validation, about 5 %
 BAR = dict(unit='B', unit_scale=True, disable=None)  # a bar of progress, on terminals only
 
@@ -76,35 +81,35 @@ def learn_bpe(words, merges=MERGES):
             users[pair].add(w)
     heap = [(-n, pair) for pair, n in pairs.items()]
     heapq.heapify(heap)
-    while len(tokens) < 256 + merges and heap:
-        n, pair = heapq.heappop(heap)
-        if pairs[pair] != -n or n == 0:
-            continue  # an old entry: the pair was pushed again when its count changed
+    for new in tqdm(range(256, 256 + merges), desc='learn the BPE', disable=None):
+        while heap and pairs[heap[0][1]] != -heap[0][0]:
+            heapq.heappop(heap)  # an old entry: the pair was pushed again when its count changed
+        if not heap:
+            break
+        _, pair = heapq.heappop(heap)
         # never the bytes of an older token: the same bytes merge in the same order wherever they stand
         tokens.append(tokens[pair[0]] + tokens[pair[1]])
-        changed = set()
+        changes = collections.Counter()
         for w in users.pop(pair):
-            old, new = spelling[w], merge(spelling[w], pair, len(tokens) - 1)
-            spelling[w] = new
-            for p in itertools.pairwise(old):
-                pairs[p] -= count[w]
-            for p in itertools.pairwise(new):
-                pairs[p] += count[w]
-                users[p].add(w)
-            changed.update(itertools.pairwise(old), itertools.pairwise(new))
-        for p in changed:
-            heapq.heappush(heap, (-pairs[p], p))
+            ids, i = spelling[w], 0
+            while i + 1 < len(ids):
+                if ids[i] == pair[0] and ids[i + 1] == pair[1]:
+                    ids[i : i + 2] = [new]
+                    if i > 0:  # the neighbour on the left, then that on the right, has a new neighbour
+                        changes[ids[i - 1], pair[0]] -= count[w]
+                        changes[ids[i - 1], new] += count[w]
+                        users[ids[i - 1], new].add(w)
+                    if i + 1 < len(ids):
+                        changes[pair[1], ids[i + 1]] -= count[w]
+                        changes[new, ids[i + 1]] += count[w]
+                        users[new, ids[i + 1]].add(w)
+                i += 1
+        changes[pair] = -pairs[pair]  # none is left
+        for p, change in changes.items():
+            pairs[p] += change
+            if change and pairs[p]:
+                heapq.heappush(heap, (-pairs[p], p))
     return tokens
-
-
-def merge(ids, pair, new):
-    """The list of ids with each occurrence of the pair, from the left, replaced by the new id."""
-    merged, i = [], 0
-    while i < len(ids):
-        together = i + 1 < len(ids) and (ids[i], ids[i + 1]) == pair
-        merged.append(new if together else ids[i])
-        i += 2 if together else 1
-    return merged
 
 
 def encoding_of(tokens, name='bpe'):
@@ -134,7 +139,7 @@ class Corpus:
     def __init__(self, name):
         self.folder, self.meta = ROOT / name, {}
         try:
-            self.meta = dict(json.loads((self.folder / 'meta.json').read_text()))
+            self.meta = dict(json.loads((self.folder / 'meta.json').read_text(encoding='utf-8')))
             for file, written in self.meta['sha256'].items():
                 if checksum(self.folder / file) != written:
                     raise ValueError(f'{file} is not what was written (SHA-256)')
@@ -143,7 +148,9 @@ class Corpus:
             )
             self.source, encoding = self.meta['source'], self.meta['encoding']
             self.val_bytes = int(self.meta['val']['bytes'])
-            self.vocabulary = (self.folder / 'bpe.tiktoken').read_text() if encoding == 'bpe' else encoding
+            self.vocabulary = (
+                (self.folder / 'bpe.tiktoken').read_text(encoding='utf-8') if encoding == 'bpe' else encoding
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             source, encoding = self.meta.get('source', 'SOURCE'), self.meta.get('encoding', 'bpe')
             option = '' if encoding == 'bpe' else f' --encoding={encoding}'
@@ -159,13 +166,14 @@ def checksum(path):
 
 def open_corpus(dataset):
     """The Corpus of a prepared name, a known name or a path; prepares it first where that is still to be done."""
-    if not os.path.exists(ROOT / dataset / 'meta.json'):
-        if dataset not in KNOWN and not os.path.exists(dataset) and '://' not in dataset:
-            there = ', '.join(sorted(p.parent.name for p in ROOT.glob('*/meta.json'))) or 'none'
-            sys.exit(f'there is no corpus {dataset!r}; prepared: {there}; known: {", ".join(KNOWN)}; '
-                     'a path is prepared by: python data.py PATH')  # fmt: skip
-        dataset = prepare(dataset)
-    return Corpus(dataset)
+    name = Path(dataset).name if Path(dataset).parent == ROOT else dataset
+    if os.path.exists(ROOT / name / 'meta.json'):
+        return Corpus(name)
+    if dataset not in KNOWN and not os.path.exists(os.path.expanduser(dataset)) and '://' not in dataset:
+        there = ', '.join(sorted(p.parent.name for p in ROOT.glob('*/meta.json'))) or 'none'
+        sys.exit(f'there is no corpus {dataset!r}; prepared: {there}; known: {", ".join(KNOWN)}; '
+                 'a path is prepared by: python data.py PATH')  # fmt: skip
+    return Corpus(prepare(dataset))
 
 
 def vocab_size_of(dataset):
@@ -215,23 +223,43 @@ def validation_batches(tokens, batch_size, block_size):
 # ---- where text comes from -----------------------------------------------------------------------------------------
 
 
-def find_documents(path, errors):
-    """{name: a function that returns the text} of a file, or of the files below a folder in a fixed order; hidden and
-    empty files are left out."""
-    documents = {}
-    for file in sorted(path.rglob('*')) if path.is_dir() else [path]:
-        name = file.relative_to(path) if path.is_dir() else PurePath(file.name)
-        left_out = path == Path(KNOWN['stdlib']) and (name.suffix != '.py' or STDLIB_LEFT_OUT.search(name.as_posix()))
-        if file.is_file() and file.stat().st_size and not left_out and '/.' not in f'/{name.as_posix()}':
-            documents[name] = partial(read, name, file, errors)
-    return documents
+def walk(root):
+    """Yields the files below a folder. Links to folders are followed, but no folder is read twice."""
+    seen = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=lambda error: sys.exit(str(error))):
+        real = os.path.realpath(folder)
+        if real in seen:
+            print(f'{folder} leads to {real}, which was read already: left out', file=sys.stderr)
+            subfolders.clear()
+        else:
+            yield from (Path(folder, name) for name in names)
+        seen.add(real)
+
+
+def find_files(path):
+    """{name: path} of a file, or of the files below a folder in a fixed order; without hidden and empty ones."""
+    files = {file.relative_to(path): file for file in walk(path)} if path.is_dir() else {PurePath(path.name): path}
+    if path == Path(KNOWN['stdlib']):
+        files = {n: file for n, file in files.items() if n.suffix == '.py' and not STDLIB_LEFT_OUT.search(n.as_posix())}
+    return {name: files[name] for name in sorted(files)
+            if '/.' not in f'/{name.as_posix()}' and files[name].is_file() and files[name].stat().st_size}  # fmt: skip
+
+
+def fingerprint(files):
+    """A short text that changes when a file comes, goes, or changes its size or its time."""
+    stats = [(name.as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for name, file in files.items()]
+    return hashlib.blake2b(repr(stats).encode(), digest_size=16).hexdigest()
 
 
 def read(name, file, errors):
     """A file's text. Exits with the offset of a byte that is not UTF-8; errors='replace' reads U+FFFD in its place."""
+    content = file.read_bytes()
     try:
-        return file.read_bytes().decode('utf-8', errors)
+        return content.decode('utf-8', errors)
     except UnicodeDecodeError as error:
+        for start, kind in NO_TEXT.items():
+            if content.startswith(start):
+                sys.exit(f'{name} is {kind}, not text in UTF-8: convert it, unpack it or leave it out.')
         sys.exit(f'{name}: byte {error.start} is not UTF-8; python data.py SOURCE --errors=replace reads U+FFFD there.')
 
 
@@ -252,10 +280,17 @@ def split(documents):
     return train, [document for name, document in documents.items() if name in held_out]
 
 
-def unpack(path, folder):
-    """Unpack an archive into the folder, nothing of it outside; returns the folder, or the path if it is no archive."""
+def fetch(place, remote, scratch):
+    """The file or folder that a place means: downloaded to scratch if it is remote, unpacked there if it is an archive,
+    nothing of it outside."""
+    path, folder = scratch / 'download' if remote else Path(place), scratch / 'unpacked'
+    if remote:
+        with tqdm(desc=f'download {place}', **BAR) as bar:
+            urllib.request.urlretrieve(place, path, lambda count, size, total: bar.update(size))
     if path.is_file() and zipfile.is_zipfile(path):
         shutil.unpack_archive(path, folder, 'zip')
+        if (folder / '[Content_Types].xml').exists():
+            raise ValueError('it is an Office document: save it as text first')
     elif path.is_file() and tarfile.is_tarfile(path):
         with tarfile.open(path) as archive:
             archive.extractall(folder, filter='data')
@@ -270,64 +305,69 @@ def unpack(path, folder):
 
 
 def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
-    """Prepare a corpus from a SOURCE (see the top of this file) unless it is there already; returns its name.
-
-    All is written to a temporary folder, which takes its name at the very end: a killed preparation leaves no corpus.
-    """
+    """Prepare a corpus from a SOURCE (see the top of this file) unless it is there already, from the same files as they
+    are now; returns its name. A folder in its place that holds anything else is never touched."""
     source = str(source)
-    place = KNOWN.get(source, source)
+    place = os.path.expanduser(KNOWN.get(source, source))
     remote = place.startswith(('http://', 'https://'))
     origin = source if remote or source in KNOWN else os.path.realpath(place)
     name = source if source in KNOWN else PurePath(place).name.split('.')[0] or 'corpus'
     name += '' if encoding == 'bpe' else f'-{encoding}'
     folder = ROOT / name
-    if not remote and Path(os.path.realpath(place)).is_relative_to(folder.resolve()):
-        sys.exit(f'{source} lies in {folder}, which its tokens would replace: move it elsewhere first.')
-    if os.path.exists(folder) and not overwrite:
-        there = Corpus(name).source
-        if there != origin:
-            sys.exit(f'{folder} was prepared from {there}, not from {origin}: rename one, or add --overwrite.')
-        print(f'{folder} is prepared already; --overwrite prepares it again', file=sys.stderr)
-        return name
+    there = set(os.listdir(folder)) if folder.is_dir() else set()
     if not remote and not os.path.exists(place):
         sys.exit(f'{source} is no file, folder, URL or known name ({", ".join(KNOWN)}).')
+    if not remote and Path(os.path.realpath(place)).is_relative_to(folder.resolve()):
+        sys.exit(f'{source} lies in {folder}, which its tokens would replace: move it elsewhere first.')
+    if there and ('meta.json' not in there or there - set(FILES)):
+        sys.exit(f'{folder} is in the way: it holds files that data.py did not write. Move it, or rename {source}.')
+    files = {} if remote else find_files(Path(place))
+    mark = fingerprint(files)
+    if there and not overwrite:
+        corpus, again = Corpus(name), f'python data.py {shlex.quote(source)} --overwrite'
+        if corpus.source != origin:
+            sys.exit(f'{folder} was prepared from {corpus.source}, not from {origin}: rename one, or lose it: {again}')
+        if corpus.meta.get('fingerprint') == mark:
+            print(f'{folder} is prepared already; to do it again: {again}', file=sys.stderr)
+            return name
+        print(f'{origin} has changed since {folder} was prepared', file=sys.stderr)
+    print(f'preparing {folder} from {place}', file=sys.stderr)
     try:
         ROOT.mkdir(exist_ok=True)
+        for old in ROOT.glob(f'.{name}-*'):
+            if time.time() - old.stat().st_mtime > 3600:  # of a preparation that was killed
+                shutil.rmtree(old)
         with tempfile.TemporaryDirectory(prefix=f'.{name}-', dir=ROOT) as scratch:
-            new = Path(scratch, 'corpus')
-            new.mkdir()
-            print(f'preparing {folder} from {place}', file=sys.stderr)
-            path = Path(scratch, 'download') if remote else Path(place)
-            if remote:
-                with tqdm(desc=f'download {place}', **BAR) as bar:
-                    urllib.request.urlretrieve(place, path, lambda count, size, total: bar.update(size))
-            path = unpack(path, Path(scratch, 'unpacked'))
-            meta = {'source': origin, **write_corpus(new, find_documents(path, errors), encoding)}
-            (new / 'meta.json').write_text(json.dumps(meta, indent=2) + '\n')
-            if folder.exists():
-                shutil.rmtree(folder)
-            new.replace(folder)
+            got = fetch(place, remote, Path(scratch))
+            files = files if got == Path(place) else find_files(got)
+            documents = {name: partial(read, name, file, errors) for name, file in files.items()}
+            write_corpus(folder, Path(scratch), documents, encoding, {'source': origin, 'fingerprint': mark})
     except Exception as error:  # whatever the source, its archive or the disk answers
         sys.exit(f'{origin} could not be prepared: {" ".join((str(error) or repr(error)).split())}')
-    train, val = meta['train']['tokens'], meta['val']['tokens']
-    print(f'{folder}: {train:,} training and {val:,} validation tokens', file=sys.stderr)
     return name
 
 
-def write_corpus(folder, documents, encoding):
-    """Tokenize the documents into the folder's train.bin, val.bin and bpe.tiktoken; returns what meta.json says."""
+def write_corpus(folder, scratch, documents, encoding, meta):
+    """Tokenize the documents into scratch, then let all of it take the folder's name: a preparation that is killed
+    leaves no corpus."""
     if not documents:
-        sys.exit('the source holds no text.')
+        raise ValueError('it holds no text')
     train, val = split(documents)
-    vocabulary = encoding
+    new, vocabulary = scratch / 'corpus', encoding
+    new.mkdir()
     if encoding == 'bpe':  # tiktoken's rank-file format: base64 of the token, a space, its id, a line per token
         tokens = learn_bpe(count_words(train))
         vocabulary = ''.join(f'{base64.b64encode(token).decode()} {i}\n' for i, token in enumerate(tokens))
-        (folder / 'bpe.tiktoken').write_text(vocabulary)
+        (new / 'bpe.tiktoken').write_text(vocabulary, encoding='utf-8')
     encoder = read_encoding(vocabulary)
-    meta = {side: write_tokens(folder / f'{side}.bin', documents, encoder)
-            for side, documents in (('train', train), ('val', val))}  # fmt: skip
-    return {'encoding': encoding, **meta, 'sha256': {file.name: checksum(file) for file in sorted(folder.iterdir())}}
+    for side, texts in (('train', train), ('val', val)):
+        meta[side] = write_tokens(new / f'{side}.bin', texts, encoder)
+        print(f'{folder}: {meta[side]["tokens"]:,} tokens in {side}.bin', file=sys.stderr)
+    meta |= {'encoding': encoding, 'sha256': {file.name: checksum(file) for file in sorted(new.iterdir())}}
+    (new / 'meta.json').write_text(json.dumps(meta, indent=2) + '\n', encoding='utf-8')
+    if folder.exists():
+        shutil.rmtree(folder)
+    new.replace(folder)
 
 
 def pieces(text):
@@ -340,7 +380,9 @@ def count_words(documents):
     share = min(1.0, SAMPLE / max(1, sum(len(document()) for document in documents)))
     for i, piece in enumerate(piece for document in documents for piece in pieces(document())):
         if int((i + 1) * share) > int(i * share):
-            words.update(pattern.findall(piece))
+            words.update(
+                word[at : at + LONGEST] for word in pattern.findall(piece) for at in range(0, len(word), LONGEST)
+            )
     return words
 
 
@@ -369,7 +411,6 @@ def main():
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    from configurator import run_program
+
+    run_program(main)

@@ -232,15 +232,76 @@ def test_prepare_twice(monkeypatch):
     assert bytes_of('text') == b'other ' * 99
 
 
-def test_prepare_deletes_no_folder_of_yours():
-    mine = write('data/text/mine.txt', 'mine')
-    write('text.txt', prose())
-    with exits('data/text', '--overwrite'):
+@pytest.mark.parametrize('yours', ['mine.txt', 'text.txt', 'train.bin', 'meta.json'])
+def test_prepare_deletes_no_folder_of_yours(yours):
+    """Whatever it holds, and whatever the flags; not even of a corpus to which a file was added."""
+    for _ in range(2 if yours.endswith('.txt') else 1):
+        mine = write(f'data/text/{yours}', 'mine')
+        for source in (write('text.txt', prose()), 'data/text', 'data/text/', 'data/text/../text'):
+            if yours != 'meta.json' or Path(source).name != 'text.txt':  # a damaged corpus looks like this
+                for overwrite in (False, True):
+                    with pytest.raises(SystemExit) as refusal:
+                        data.prepare(str(source), overwrite=overwrite)
+                    assert len(refusal.value.code.splitlines()) == 1 and mine.read_text() == 'mine'
+        shutil.rmtree('data/text')
         data.prepare('text.txt')
-    for source in ('data/text', 'data/text/', 'data/text/../text'):
-        with exits('data/text', 'move it'):
-            data.prepare(source, overwrite=True)
-    assert mine.read_text() == 'mine'
+
+
+def test_a_changed_source_is_prepared_again(capfd, monkeypatch):
+    """A file by its size or time, a folder by those of its documents, an archive by its own."""
+    source = write('text.txt', 'one ' * 500)
+    data.open_corpus('text.txt')
+    write('text.txt', 'two ' * 500)
+    os.utime(source, (1, 1))
+    capfd.readouterr()
+    data.open_corpus('text.txt')
+    assert 'text.txt has changed since data/text was prepared' in capfd.readouterr().err
+    assert bytes_of('text') == b'two ' * 500
+    folder_of_texts(4)
+    data.prepare('texts')
+    write('texts/part0/0.txt', 'new text')
+    data.prepare('texts')
+    assert 'new text' in texts_of('texts')
+    Path('texts/part1/1.txt').unlink()
+    data.prepare('texts')
+    assert len(texts_of('texts')) == 3
+    data.prepare(archive_of('packed.zip', ['part0/0.txt', 'part2/2.txt']))
+    data.prepare(archive_of('packed.zip', ['part0/0.txt']))
+    assert ''.join(texts_of('packed')) == 'new text'
+    monkeypatch.setattr(data, 'write_corpus', None)
+    data.open_corpus('texts')  # by its name it is opened as it is, whatever became of its source
+    shutil.rmtree('texts')
+    assert len(data.open_corpus('data/texts').val) and len(data.open_corpus('data/texts/').val)
+
+
+def test_links_to_folders_are_followed_once(capfd):
+    for i in range(3):
+        write(f'elsewhere/{i}.txt', f'train{i}')
+        write(f'texts/val/{i}.txt', f'val{i}')
+    Path('texts/train').symlink_to(Path('elsewhere').resolve())
+    Path('texts/val/loop').symlink_to(Path('texts').resolve())
+    Path('texts/val/dangling').symlink_to('nowhere')
+    data.prepare('texts')
+    assert bytes_of('texts', ['train']) == b'train0train1train2'
+    assert bytes_of('texts', ['val']) == b'val0val1val2'
+    assert capfd.readouterr().err.count('texts/val/loop leads to') == 1
+
+
+def test_a_tilde_is_the_home_folder(place, monkeypatch):
+    monkeypatch.setenv('HOME', str(place / 'home'))
+    write('home/text.txt', prose())
+    assert data.open_corpus('~/text.txt').meta['source'] == str(place.resolve() / 'home/text.txt')
+    data.prepare('~/text.txt', overwrite=True)
+    assert not Path('~').exists()
+
+
+def test_what_a_killed_preparation_left_is_cleared():
+    old, young = write('data/.text-old/corpus/train.bin', 'x'), write('data/.text-young/train.bin', 'x')
+    other = write('data/.other-old/train.bin', 'x')
+    for folder in ('data/.text-old', 'data/.other-old'):
+        os.utime(folder, (1, 1))
+    data.prepare(write('text.txt', prose()))
+    assert not old.exists() and young.exists() and other.exists()  # a young one may be alive
 
 
 def run_and(*lines):
@@ -294,9 +355,9 @@ def test_the_standard_library_is_read_without_its_tests_and_the_machines_traits(
              '_sysconfigdata__linux.py']  # fmt: skip
     for name in names:
         write(f'lib/{name}', name)
-    assert len(data.find_documents(Path('lib'), 'strict')) == len(names)
+    assert len(data.find_files(Path('lib'))) == len(names)
     monkeypatch.setitem(data.KNOWN, 'stdlib', 'lib')
-    assert {str(name) for name in data.find_documents(Path('lib'), 'strict')} == {'a.py', 'a/testing.py'}
+    assert {str(name) for name in data.find_files(Path('lib'))} == {'a.py', 'a/testing.py'}
 
 
 def test_documents_keep_their_side():
@@ -623,7 +684,6 @@ DAMAGE = {
     'flipped': (lambda: change('train.bin', lambda raw: raw[:99] + bytes([raw[99] ^ 1]) + raw[100:]), 'train.bin'),
     'no tokens': (no_tokens, 'empty'),
     'no train.bin': (lambda: os.remove('data/text/train.bin'), 'train.bin'),
-    'no meta.json': (lambda: os.remove('data/text/meta.json'), 'meta.json'),
     'empty meta.json': (lambda: change('meta.json', lambda raw: b''), ''),
     'half meta.json': (lambda: change('meta.json', lambda raw: raw[:99]), ''),
     'binary meta.json': (lambda: change('meta.json', lambda raw: b'\xff\xfe\0'), ''),
