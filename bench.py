@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import torch
 
 import train
-from configurator import configure
+from configurator import configure, read_knobs, run_program
 from data import vocab_size_of
 
 json = False  # a JSON object per row in place of the table
@@ -72,19 +72,11 @@ def measure(name, c):
     [times] = time_in_turns([run.train_step], run.device, c.seconds)
     memory = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None
     median, (p10, *_, p90) = statistics.median(times), statistics.quantiles(times, n=10, method='inclusive')
-    tokens = c.batch_size * c.block_size
-    return {
-        'config': name,
-        'ms_median': median,
-        'ms_p10': p10,
-        'ms_p90': p90,
-        'tokens_per_s': tokens / median * 1e3,
-        'peak_memory_gb': memory,
-        'steps': len(times),
-        **{knob: getattr(c, knob) for knob in ('batch_size', 'block_size', 'dtype', 'compile', 'attention')},
-        'device': torch.cuda.get_device_name() if on_gpu else f'{c.device}, {torch.get_num_threads()} threads',
-        'torch': torch.__version__,
-    }
+    numbers = (name, median, p10, p90, c.batch_size * c.block_size / median * 1e3, memory)
+    device = torch.cuda.get_device_name() if on_gpu else f'{c.device}, {torch.get_num_threads()} threads'
+    setting = {knob: getattr(c, knob) for knob in ('batch_size', 'block_size', 'dtype', 'compile', 'attention')}
+    setting |= {'steps': len(times), 'device': device, 'torch': torch.__version__}
+    return dict(zip(COLUMNS, numbers, strict=True)) | setting
 
 
 def print_row(row, first):
@@ -99,10 +91,11 @@ def print_row(row, first):
 
 def print_comparison(name, c, arguments):
     """The times of c.compare's values, and their ratios to the first that runs; says which cannot run, and why."""
-    knob, _, listed = c.compare.partition('=')
-    values = listed.split(',') if listed else [value for value in train.CHOICES.get(knob, ()) if value != 'auto']
-    if not values and isinstance(vars(c).get(knob), (bool, type(None))):
-        values = ['False', 'True']
+    knobs, (knob, _, listed) = read_knobs(train.__file__), c.compare.partition('=')
+    if knob not in knobs:
+        sys.exit(f'--compare={knob}: train.py has no such knob; --help lists them.')
+    choices = ('False', 'True') if 'bool' in knobs[knob].types else knobs[knob].choices
+    values = listed.split(',') if listed else [value for value in choices if value != 'auto']
     if not values:
         sys.exit(f'name the values: --compare={knob}=VALUE,VALUE')
     runs = {}
@@ -159,7 +152,4 @@ def main():
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_program(main)

@@ -10,6 +10,7 @@ import ast
 import contextlib
 import difflib
 import math
+import os
 import sys
 from collections import namedtuple
 from pathlib import Path
@@ -18,22 +19,26 @@ from types import SimpleNamespace
 ARITHMETIC = (ast.Constant, ast.UnaryOp, ast.USub, ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv)
 TYPES = {'bool': bool, 'int': int, 'float': float, 'str': str, 'None': type(None)}
 ERRORS = (ValueError, ArithmeticError, RecursionError, MemoryError)  # what a text can do to parser and arithmetic
-Knob = namedtuple('Knob', 'default types comment')  # types: the names of TYPES that a value may have
+Knob = namedtuple('Knob', 'default types choices comment')  # types: the names of TYPES that a value may have
 
 
 def read_knobs(path):
     """The knobs of a program: {name: Knob} of the lower-case literals assigned at the top level of its source. A knob
-    has the type of its default, or the types of its annotation (`int | None`)."""
+    has the type of its default, the types of its annotation `int | None`, or its choices: `Literal['a', 'b']`."""
     source = Path(path).read_text(encoding='utf-8')
     knobs = {}
     for node in ast.parse(source).body:
         if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, ast.Constant):
             annotated, default = isinstance(node, ast.AnnAssign), node.value.value
             name = (node.target if annotated else node.targets[0]).id
-            types = ast.unparse(node.annotation).split(' | ') if annotated else [type(default).__name__]
+            types, choices = [type(default).__name__], ()
+            if annotated and isinstance(node.annotation, ast.Subscript):
+                choices = ast.literal_eval(node.annotation.slice)
+            elif annotated:
+                types = ast.unparse(node.annotation).split(' | ')
             if name.islower():
                 comment = source.splitlines()[node.lineno - 1].partition('  # ')[2]
-                knobs[name] = Knob(default, types, comment)
+                knobs[name] = Knob(default, types, choices, comment)
     return knobs
 
 
@@ -53,11 +58,13 @@ def check(name, value, knobs):
         close = difflib.get_close_matches(name, knobs, n=1)
         hint = f'did you mean {close[0]}?' if close else 'see --help for all of them.'
         raise ValueError(f'there is no knob {name!r:.60}; {hint}')
-    types = knobs[name].types
+    types, choices = knobs[name].types, knobs[name].choices
     if type(value) is int and 'float' in types and 'int' not in types:
         value = float(value)
     if type(value) not in [TYPES[t] for t in types] or isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f'{name} is {value!r:.60}, expected {" or ".join(types)}')
+    if choices and value not in choices:
+        raise ValueError(f'{name} is {value!r:.60}, expected one of: {", ".join(choices)}')
     return value
 
 
@@ -109,7 +116,10 @@ def configure(programs, arguments):
     if '--help' in arguments or '-h' in arguments:
         print(f'usage: python {Path(programs[0]).name} [CONFIG.py ...] [--KNOB=VALUE ...]\n')
         for name, knob in knobs.items():
-            print(f'  --{name}={knob.default}'.ljust(36), knob.comment)
+            print(
+                f'  --{name}={knob.default}'.ljust(36),
+                ', '.join(knob.choices) + '. ' * bool(knob.choices) + knob.comment,
+            )
         sys.exit(0)
     flags = [read_flag(a, knobs) for a in arguments if a.startswith('-')]
     files = [a for a in arguments if not a.startswith('-')]
@@ -117,3 +127,17 @@ def configure(programs, arguments):
     for given in (*(read_config(path, knobs) for path in files), *flags):
         values |= given
     return SimpleNamespace(**values), files
+
+
+def run_program(main):
+    """Run a program's main. Ctrl-C, or a reader of its output that leaves, ends it without a traceback; a character
+    that the output's encoding lacks is replaced."""
+    sys.stdout.reconfigure(errors='replace')
+    try:
+        main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python itself writes what is left at its end
+        sys.exit(141)

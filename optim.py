@@ -9,8 +9,6 @@ import math
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-OPTIMIZERS = ('sgd', 'adamw', 'muon')
-SCHEDULES = ('constant', 'cosine')
 LAYERS = ('blocks.', 'encoder.')  # the parameters of the layers have names that begin with this, in either model
 
 

@@ -7,12 +7,13 @@ It takes the moving average of the weights where the run kept one. It needs trai
 
 import sys
 from types import SimpleNamespace
+from typing import Literal
 
 import torch
 
 import checkpoint
 import train
-from configurator import configure
+from configurator import configure, run_program
 from data import read_encoding
 
 out_dir = 'out/best_cpu'  # the run to sample from; this one is README.md's first
@@ -23,7 +24,7 @@ temperature = 0.8  # below 1: more likely text; 0: always the likeliest token
 top_k: int | None = 50  # sample among the k likeliest tokens only; None: among all
 seed = 1  # same seed, same samples
 device = 'auto'  # as in train.py
-dtype = 'auto'  # as in train.py; 'auto': the run's own
+dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'  # 'auto': the run's own
 
 
 def load_model(out_dir, device='auto', dtype='auto'):
@@ -41,7 +42,7 @@ def load_model(out_dir, device='auto', dtype='auto'):
 
 def main():
     c, _ = configure([__file__], sys.argv[1:])
-    train.check_knobs(c, at_least_1=('num_samples', 'max_new_tokens', 'top_k'))
+    train.check_knobs(c)
     net, encoding, knobs = load_model(c.out_dir, c.device, c.dtype)
     generator = torch.Generator(knobs.device).manual_seed(c.seed)
     options = dict(temperature=c.temperature, top_k=c.top_k, generator=generator)
@@ -52,7 +53,4 @@ def main():
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_program(main)

@@ -20,6 +20,7 @@ import time
 import timeit
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,16 +29,16 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import checkpoint
-from configurator import configure
+from configurator import configure, run_program
 from data import Batches, open_corpus, validation_batches, vocab_size_of
-from model import ACTIVATION, ATTENTION, MODELS, Config, choose_attention
-from optim import OPTIMIZERS, SCHEDULES, create_ema, create_optimizers, learning_rate_at
+from model import MODELS, Config, choose_attention
+from optim import create_ema, create_optimizers, learning_rate_at
 
 # ---- knobs: the log's row 5; a config file or --name=value changes them --------------------------------------------
 
 # the run
 out_dir: str | None = None  # where the run is kept; None: out/ + the name of the config
-init_from = 'scratch'  # 'scratch', or 'resume': go on from out_dir's checkpoint
+init_from: Literal['scratch', 'resume'] = 'scratch'  # 'resume': go on from out_dir's checkpoint
 overwrite = False  # start over although out_dir holds a run: that run is lost
 seed = 1  # of the initial weights, the order of the data and dropout
 eval_interval = 500  # steps between evaluations, each followed by a checkpoint; epochs end with one anyway
@@ -48,23 +49,23 @@ batch_size = 20  # sequences per step, over all processes and micro-steps
 block_size = 1024  # tokens per sequence: the context length
 gradient_accumulation_steps = 1  # micro-steps that share the batch: the same update in less memory
 # model
-model = 'flash'  # 'flash', or 'torch': PyTorch's tutorial model
+model: Literal['flash', 'torch'] = 'flash'  # 'torch': PyTorch's tutorial model
 n_layer = 6  # blocks
 n_head = 5  # attention heads
 n_embd = 200  # width of the stream
 d_ff = 200  # width of the feed-forward: the log's "model width"
-activation = 'gelu'  # 'gelu' or 'swiglu'
-position = 'rotary'  # 'rotary' or 'learned'
+activation: Literal['gelu', 'swiglu'] = 'gelu'  # of the feed-forward
+position: Literal['rotary', 'learned'] = 'rotary'  # how a token's place enters
 dropout = 0.0  # share of activations set to 0 in training
 embedding_norm = False  # scale each token's embedding to a mean square of 1
 head_gate = False  # let each token turn each attention head up or down
-attention = 'auto'  # 'flash' (flash-attn), 'sdpa', 'chunked', 'naive' (see model.py), or 'auto': the fastest here
+attention: Literal['auto', 'flash', 'sdpa', 'chunked', 'naive'] = 'auto'  # see model.py; 'auto': the fastest here
 # optimizer
-optimizer = 'adamw'  # 'sgd', 'adamw', or 'muon' with AdamW for what is no matrix of a layer
+optimizer: Literal['sgd', 'adamw', 'muon'] = 'adamw'  # 'muon' leaves what is no matrix of a layer to AdamW
 learning_rate = 1e-4  # the peak, after warmup
 min_lr = 0.0  # where the cosine ends
 learning_rate_scale = 1.0  # multiplies both: a short run of the log's rows needs about 10
-lr_schedule = 'cosine'  # 'constant' or 'cosine'
+lr_schedule: Literal['constant', 'cosine'] = 'cosine'  # what follows the warmup
 warmup_iters = 0  # steps of linear warmup
 weight_decay = 0.1  # on matrices and tables, not on vectors
 grad_clip = 1.0  # largest norm of the whole gradient; 0: no clipping
@@ -73,33 +74,20 @@ epochs = 3  # passes over the data
 max_iters: int | None = None  # stop after so many steps instead of epochs; 0: print the headline only
 # machine
 device = 'auto'  # 'cpu', 'cuda', 'cuda:1', 'mps', or 'auto': cuda, else mps, else cpu
-dtype = 'auto'  # 'float32', 'bfloat16', 'float16', or 'auto': bfloat16 where it is fast; a resumed run keeps its own
+dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'  # 'auto': bfloat16 where it is fast; a resumed run's
 compile: bool | None = None  # torch.compile the model; None: on CUDA only
 
 # ---- checks --------------------------------------------------------------------------------------------------------
 
-CHOICES = {
-    'init_from': ('scratch', 'resume'),
-    'model': tuple(MODELS),
-    'activation': tuple(ACTIVATION),
-    'position': ('rotary', 'learned'),
-    'attention': ('auto', *ATTENTION),
-    'optimizer': OPTIMIZERS,
-    'lr_schedule': SCHEDULES,
-    'dtype': ('auto', 'float32', 'bfloat16', 'float16'),
-}
-AT_LEAST_1 = ('eval_interval log_interval batch_size block_size gradient_accumulation_steps n_layer n_head n_embd d_ff '
-              'epochs').split()  # fmt: skip
+MAY_BE_0 = ('seed', 'warmup_iters', 'max_iters')  # every other whole number counts what a run cannot do without
 BELOW_1 = ('dropout', 'ema_decay')
 FLASH_ONLY = ('activation', 'position', 'attention', 'embedding_norm', 'head_gate')
 
 
-def check_knobs(c, at_least_1=AT_LEAST_1):
-    """Exit with one line if a knob's value makes no sense, or if the chosen model would ignore it."""
+def check_knobs(c):
+    """Exit with one line if a number makes no sense, or if the chosen model would ignore a knob."""
     for name, value in vars(c).items():
-        if value not in CHOICES.get(name, (value,)):
-            sys.exit(f'{name} is {value!r}, expected one of: {", ".join(CHOICES[name])}.')
-        low = 1 if name in at_least_1 else 0
+        low = 1 if type(value) is int and name not in MAY_BE_0 else 0
         if isinstance(value, (int, float)) and value < low:
             sys.exit(f'{name} is {value}, expected at least {low}.')
         if name in BELOW_1 and value >= 1:
@@ -149,6 +137,8 @@ def choose_machine(c, saved=None):
         keep_freed_memory()
     if 'RANK' in os.environ:
         dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+        # never freed: gloo would wait there for threads that wait for Python's own lock (pytorch/pytorch#56297)
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
     if c.dtype == 'auto' and saved:
         c.dtype = saved['knobs']['dtype']
     if c.dtype == 'auto':
@@ -437,7 +427,4 @@ def main():
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except KeyboardInterrupt:  # before the loop, which saves on Ctrl-C, or after it
-        sys.exit(130)
+    run_program(main)

@@ -13,7 +13,7 @@ import torch
 
 import bench
 import train
-from configurator import configure
+from configurator import configure, run_program
 from results.record import RESULTS, ROOT, provenance, read, write
 from results.rows import rows_and_overlays
 
@@ -37,7 +37,4 @@ def main():
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_program(main)

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 import train
-from configurator import configure, read_knobs
+from configurator import configure, read_knobs, run_program
 from results.puzzle import solve_puzzle
 from results.record import RESULTS, device_name, provenance, read, write
 from results.report import make_report
@@ -124,7 +124,4 @@ def main():
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except KeyboardInterrupt:  # between two rows
-        sys.exit(130)
+    run_program(main)

@@ -20,7 +20,7 @@ import torch
 
 import bench
 import train
-from configurator import configure
+from configurator import configure, run_program
 from results.record import RESULTS, commit, device_name, provenance, read, write
 from results.report import nanogpt_table
 
@@ -122,7 +122,4 @@ def main():
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_program(main)

@@ -20,6 +20,7 @@ compile: bool | None = None  # None: by itself
 out_dir: str | None = None  # where
 max_iters: int | None = None  # steps
 overwrite = False  # start over
+schedule: Literal['up', 'down'] = 'up'  # the way
 CONSTANT = 1  # no knob
 def main(): pass
 '''
@@ -55,6 +56,7 @@ DEFAULTS = {
     'out_dir': None,
     'max_iters': None,
     'overwrite': False,
+    'schedule': 'up',
 }
 
 
@@ -103,6 +105,7 @@ def test_values_of_a_config_file(line, name, value):
         ('--overwrite', 'overwrite', True),
         ('--overwrite=False', 'overwrite', False),
         ('--compile', 'compile', True),
+        ('--schedule=down', 'schedule', 'down'),
     ],
 )
 def test_values_of_a_flag(flag, name, value):
@@ -118,6 +121,8 @@ def test_values_of_a_flag(flag, name, value):
         ('n_layer = 3.0', ['c.py:1', '3.0', 'expected int']),
         ('n_layer = True', ['True', 'expected int']),
         ('overwrite = 1', ['expected bool']),
+        ('schedule = "side"', ['c.py:1', "'side'", 'expected one of: up, down']),
+        ('schedule = None', ['None', 'expected str']),
         ('n_layer = True + 1', ['literal']),
         ('n_layer = None', ['None', 'expected int']),
         ('max_iters = "5"', ["'5'", 'expected int or None']),

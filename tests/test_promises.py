@@ -13,6 +13,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -33,12 +34,14 @@ HARD = ['--dropout=0.2', '--gradient_accumulation_steps=2', '--ema_decay=0.9']  
 # ---- children ------------------------------------------------------------------------------------------------------
 
 
-def child(folder, arguments, log, prepare=None):
+def child(folder, arguments, log, prepare, environ):
     """train.py's main in a process of its own, its output in a file; `prepare` is called before."""
     with open(log, 'w') as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.chdir(folder)
+    os.environ |= environ
+    train.write_text = lambda *args, **options: ''  # the closing sample takes longer than the run
     sys.argv = ['train.py', *SMALL, '--dataset=tiny', *arguments]
     if prepare:
         prepare[0](*prepare[1:])
@@ -54,9 +57,9 @@ def start(workplace, tmp_path, monkeypatch):
     context.set_forkserver_preload(['train', 'torch._dynamo'])  # optimizers import the latter
     children = []
 
-    def launch(*arguments, prepare=None):
+    def launch(*arguments, prepare=None, environ=None):
         log = tmp_path / f'log_{len(children)}'
-        process = context.Process(target=child, args=(str(workplace), arguments, str(log), prepare))
+        process = context.Process(target=child, args=(str(workplace), arguments, str(log), prepare, environ or {}))
         process.start()
         process.log = log
         children.append(process)
@@ -96,7 +99,7 @@ def refused(text):
 @pytest.mark.parametrize(('dtype', 'optimizer'), [('float32', 'adamw'), ('bfloat16', 'muon')])
 def test_killed_at_any_moment_and_resumed(start, dtype, optimizer):
     """Killed 4 times or more at random moments of its training, the run ends with the bits of the uninterrupted one."""
-    knobs = [*HARD, f'--dtype={dtype}', f'--optimizer={optimizer}', '--max_iters=60', '--eval_interval=10']
+    knobs = [*HARD, f'--dtype={dtype}', f'--optimizer={optimizer}', '--max_iters=40', '--eval_interval=10']
 
     def trains(process):
         return process.exitcode is not None or process.log.exists() and 'batches per epoch' in process.log.read_text()
@@ -121,10 +124,10 @@ def test_killed_at_any_moment_and_resumed(start, dtype, optimizer):
             process.join()
             kills += 1
         text = finish(process)
-        resumed = resumed or 'resumed at step' in text and 'resumed at step 60' not in text
+        resumed = resumed or 'resumed at step' in text and 'resumed at step 40' not in text
         assert_same(load(out_dir), load(f'out/steady_{dtype}'))
         steps = [json.loads(line)['step'] for line in (out_dir / 'metrics.jsonl').read_text().splitlines()]
-        assert steps == sorted(steps) and steps.count(60) == 2  # the log line and the evaluation
+        assert steps == sorted(steps) and steps.count(40) == 2  # the log line and the evaluation
 
 
 # ---- 2: a crash inside a save --------------------------------------------------------------------------------------
@@ -203,12 +206,12 @@ def test_a_full_file_system(start, run, tmp_path):
 
 @pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(start, run, signum):
-    out_dir, knobs = f'out/signal_{signum}', [*HARD, '--max_iters=200']
+    out_dir, knobs = f'out/signal_{signum}', [*HARD, '--max_iters=100']
     process = start(*knobs, f'--out_dir={out_dir}')
     wait_for(lambda: Path(out_dir, 'metrics.jsonl').exists() and Path(out_dir, 'metrics.jsonl').read_text())
     os.kill(process.pid, signum)
     text = finish(process, code=128 + signum)
-    assert 0 < load(out_dir)['step'] < 200
+    assert 0 < load(out_dir)['step'] < 100
     assert f'--out_dir={out_dir} --init_from=resume' in refused(text)
     finish(start(*knobs, f'--out_dir={out_dir}', '--init_from=resume'))
     if not Path('out/unsignalled').exists():
@@ -406,11 +409,23 @@ def test_resuming_nothing_is_refused(run):
 # ---- 14: several processes -----------------------------------------------------------------------------------------
 
 
-def torchrun(processes, *knobs, program=f'{REPO}/train.py'):
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
-    environment = os.environ | {'PYTHONPATH': REPO}
-    return subprocess.run([*command, program, *SMALL, '--dataset=tiny', *knobs], env=environment,
-                          capture_output=True, text=True, timeout=LIMIT)  # fmt: skip
+@pytest.fixture
+def together(start):
+    """together(2, '--knob=value', ...) trains with so many processes, as torchrun starts them; returns the first's
+    output, and fails if another prints anything."""
+
+    def run_all(world, *arguments, prepare=None, code=0):
+        with socket.socket() as free:
+            free.bind(('127.0.0.1', 0))
+            port = free.getsockname()[1]
+        group = {'WORLD_SIZE': str(world), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+        processes = [start(*arguments, prepare=prepare, environ=group | {'RANK': str(rank), 'LOCAL_RANK': str(rank)})
+                     for rank in range(world)]  # fmt: skip
+        texts = [finish(process, code) for process in processes]
+        assert not any('epoch' in text or 'device' in text for text in texts[1:])
+        return texts[0]
+
+    return run_all
 
 
 def test_a_signal_after_the_last_step_quits(run, monkeypatch):
@@ -423,59 +438,54 @@ def test_a_signal_after_the_last_step_quits(run, monkeypatch):
     assert seen == [signal.SIG_DFL]
 
 
-def test_processes_agree_on_a_signal_that_one_of_them_caught(tmp_path, workplace, monkeypatch):
-    monkeypatch.chdir(workplace)
-    program = tmp_path / 'agree.py'
-    program.write_text("""
-import os, signal, train
-train_step = train.Run.train_step
-def step(run):
-    numbers = train_step(run)
-    if run.step == 4 and os.environ['RANK'] == '1':
-        signal.raise_signal(signal.SIGTERM)
-    return numbers
-train.Run.train_step = step
-train.main()
-""")
-    done = torchrun(2, '--out_dir=out/agreed', program=str(program))
-    assert done.returncode != 0 and done.stdout.count('stopped at step 4 and saved') == 1, done.stderr
-    assert load('out/agreed')['step'] == 4
+def signal_the_second_process(step):
+    """Let process 1 of the group receive a SIGTERM after so many steps."""
+    train_step = train.Run.train_step
+
+    def step_and_signal(run):
+        numbers = train_step(run)
+        if run.step == step and os.environ['RANK'] == '1':
+            signal.raise_signal(signal.SIGTERM)
+        return numbers
+
+    train.Run.train_step = step_and_signal
 
 
-def test_resuming_with_one_two_and_one_process(run, workplace):
+def test_processes_agree_on_a_signal_that_one_of_them_caught(together):
+    text = together(2, '--out_dir=out/agreed', prepare=(signal_the_second_process, 4), code=128 + signal.SIGTERM)
+    assert 'stopped at step 4 and saved' in text and load('out/agreed')['step'] == 4
+
+
+def test_resuming_with_one_two_and_one_process(run, together):
     """Four steps alone, three by two processes, the rest alone: the weights of ten steps alone."""
     constant = '--lr_schedule=constant'  # so that max_iters may change on the way
     run('--out_dir=out/alone', constant)
     run('--out_dir=out/ranks', constant, '--max_iters=4')
     micro = '--gradient_accumulation_steps=2'  # the gradients are exchanged after the second alone
-    done = torchrun(2, '--out_dir=out/ranks', constant, micro, '--max_iters=7', '--init_from=resume')
-    assert done.returncode == 0 and 'resumed at step 4 of 7' in done.stdout, done.stderr
+    text = together(2, '--out_dir=out/ranks', constant, micro, '--max_iters=7', '--init_from=resume')
+    assert 'resumed at step 4 of 7' in text
     assert 'resumed at step 7 of 10' in run('--out_dir=out/ranks', constant, '--init_from=resume')
     torch.testing.assert_close(load('out/ranks')['model'], load('out/alone')['model'], atol=1e-4, rtol=1e-3)
 
 
-def test_four_processes_equal_one(run, tmp_path):
+def find_bfloat16_fast_in_the_second_process():
+    train.has_fast_bfloat16 = lambda device: os.environ['RANK'] == '1'
+
+
+def test_four_processes_equal_one(run, together):
     """They agree on the dtype, too, of which each measures whether it is fast."""
     run('--out_dir=out/one_of_four')
-    program = tmp_path / 'measure.py'
-    program.write_text("""
-import os, train
-train.has_fast_bfloat16 = lambda device: os.environ['RANK'] == '1'
-train.main()
-""")
-    done = torchrun(4, '--out_dir=out/four', '--dtype=auto', program=str(program))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count('device: cpu, float32, 4 processes') == 1
+    text = together(4, '--out_dir=out/four', '--dtype=auto', prepare=(find_bfloat16_fast_in_the_second_process,))
+    assert text.count('device: cpu, float32, 4 processes') == 1 and text.count('2 layer') == 1
     ours, theirs = (
         [json.loads(line) for line in open(f'out/{name}/metrics.jsonl')] for name in ('one_of_four', 'four')
     )
     assert len(ours) == len(theirs) == 3
-    for alone, together in zip(ours, theirs, strict=True):
+    for alone, shared in zip(ours, theirs, strict=True):
         key = 'loss' if 'loss' in alone else 'val_loss'
-        assert alone[key] == pytest.approx(together[key], abs=1e-5)
+        assert alone[key] == pytest.approx(shared[key], abs=1e-5)
     models = (load(f'out/{name}')['model'] for name in ('one_of_four', 'four'))
     torch.testing.assert_close(*models, atol=1e-4, rtol=1e-3)
-    assert done.stdout.count('2 layer') == 1
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(run, monkeypatch):

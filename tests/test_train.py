@@ -473,7 +473,7 @@ def test_bench_prints_a_table(workplace, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(('what', 'variants'), [
-    ('attention', ['attention=naive', 'attention=chunked', 'attention=sdpa']),
+    ('attention', ['attention=sdpa', 'attention=chunked', 'attention=naive']),
     ('dtype', ['dtype=float32', 'dtype=bfloat16', 'dtype=float16']),
     ('head_gate', ['head_gate=False', 'head_gate=True']),
     ('n_head=1,2,3,4', ['n_head=1', 'n_head=2', 'n_head=4']),
@@ -500,7 +500,7 @@ def test_bench_refuses(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     uneven = '--gradient_accumulation_steps=3'  # of a batch of 4: no variant can run
     for flags, words in (
-        (['--compare=speed'], "there is no knob 'speed'"),
+        (['--compare=speed'], 'train.py has no such knob'),
         (['--compare=n_layer'], 'name the values: --compare=n_layer='),
         (['--device=gpu'], "device is 'gpu'"),
         (['--compare=dtype', uneven], '1'),
