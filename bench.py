@@ -105,7 +105,7 @@ def print_comparison(name, c, arguments):
             train.check_knobs(variant)
             runs[f'{knob}={value}'] = build_run(variant)
         except (SystemExit, RuntimeError) as error:
-            print(f'{knob}={value}: cannot run here: {str(error).splitlines()[0]}', file=sys.stderr)
+            print(f'{knob}={value} is left out: {str(error).splitlines()[0]}', file=sys.stderr)
     if not runs:
         sys.exit(1)
     times = time_in_turns([run.train_step for run in runs.values()], next(iter(runs.values())).device, c.seconds)

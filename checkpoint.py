@@ -5,6 +5,7 @@ A run's folder holds ckpt.pt (all that it takes to go on), metrics.jsonl (a line
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -23,21 +24,28 @@ def lock_folder(out_dir, fresh):
     another process has it; exits if fresh and it holds a run."""
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        lock = open(out_dir / 'lock', 'w')
+        lock = open(out_dir / 'lock', 'w', encoding='utf-8')
     except OSError as error:
         sys.exit(f'{out_dir} cannot be used as a folder for the run: {error.strerror}. Choose another --out_dir.')
     try:
-        import fcntl  # Windows has none: there, two runs in one folder are not told apart
+        import fcntl
 
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        pass
     except BlockingIOError:
         sys.exit(f'{out_dir} is in use by a run that is still alive: wait for it, or choose another --out_dir.')
+    except (ImportError, OSError) as error:  # Windows, some network file systems
+        print(f'{out_dir} cannot be locked ({error}): take care that no other run uses it', file=sys.stderr)
     if fresh and (out_dir / 'ckpt.pt').exists():
         sys.exit(f'{out_dir} holds a run already: add --init_from=resume to go on, --overwrite to lose it, '
                  'or choose another --out_dir.')  # fmt: skip
     return lock
+
+
+def move_aside(out_dir):
+    """Keep a run that is to be lost until another's first checkpoint is whole."""
+    for name in ('ckpt.pt', 'metrics.jsonl'):
+        if (out_dir / name).exists():
+            os.replace(out_dir / name, out_dir / f'{name}.old')
 
 
 def save(out_dir, state):
@@ -50,6 +58,8 @@ def save(out_dir, state):
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, path)
+        for old in out_dir.glob('*.old'):
+            old.unlink()
     except (OSError, RuntimeError) as error:  # torch answers a full disk with a RuntimeError about its OSError
         new.unlink(missing_ok=True)
         sys.exit(f'{path} could not be saved: {error.__context__ or error}. One from before, if any, is whole.')
@@ -57,18 +67,21 @@ def save(out_dir, state):
 
 def load(out_dir):
     """The state that save wrote, on the CPU. Exits if there is none or a checksum differs; executes nothing in it."""
-    path = Path(out_dir) / 'ckpt.pt'
+    path = Path(out_dir).expanduser() / 'ckpt.pt'
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # compares the checksum of each record
         if damaged:
-            sys.exit(f'{path} is damaged: the checksum of {damaged} differs. Start over: --overwrite')
+            raise ValueError(f'the checksum of {damaged} differs')
         return torch.load(path, map_location='cpu', weights_only=True)
     except OSError as error:
-        sys.exit(f'{path} cannot be read: {error.strerror}. '
-                 'Without --init_from=resume, train.py starts a new run there.')  # fmt: skip
+        runs = ', '.join(sorted(str(file.parent) for file in path.parent.parent.glob('*/ckpt.pt*'))) or 'none'
+        sys.exit(f'{path} cannot be read: {error.strerror}. Runs that are there: {runs}.')
     except Exception as error:  # whatever zipfile, pickle and torch say of any bytes
-        sys.exit(f'{path} is damaged or no checkpoint of this program: {(str(error) or repr(error)).splitlines()[0]}')
+        reason = (str(error) or repr(error)).splitlines()[0]
+        sys.exit(
+            f'{path} is damaged or no checkpoint of this program: {reason}. Only --overwrite goes on, from the start.'
+        )
 
 
 def state_of(run):
@@ -108,19 +121,23 @@ def restore(run, saved):
 def open_metrics(out_dir, step):
     """metrics.jsonl to append to: a JSON object per line, cut back to the step from which the run goes on."""
     path = out_dir / 'metrics.jsonl'
-    lines = path.read_text().splitlines() if path.exists() else []
-    kept = [line for line in lines if line.endswith('}') and json.loads(line)['step'] <= step]
-    path.write_text(''.join(line + '\n' for line in kept))
-    return open(path, 'a', buffering=1)
+    kept = []
+    for line in path.read_text(encoding='utf-8', errors='replace').splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged line is cut off
+            kept += [line + '\n'] * (json.loads(line)['step'] <= step)
+    path.write_text(''.join(kept), encoding='utf-8')
+    return open(path, 'a', buffering=1, encoding='utf-8')
 
 
 def record(metrics, **numbers):
-    metrics.write(json.dumps(numbers) + '\n')
+    """Add a line; a number that is not finite is null, since JSON has no other word for it."""
+    finite = {name: n if n is None or math.isfinite(n) else None for name, n in numbers.items()}
+    metrics.write(json.dumps(finite) + '\n')
 
 
 @contextlib.contextmanager
 def signals_caught():
-    """A list to which the first SIGINT or SIGTERM inside is added; the next one quits at once."""
+    """A list to which the first SIGINT, SIGTERM or SIGHUP inside is added; the next one quits at once."""
     signals = []
 
     def remember(signum, frame):
@@ -129,7 +146,8 @@ def signals_caught():
         for each in handlers:
             signal.signal(each, signal.SIG_DFL)
 
-    handlers = {each: signal.signal(each, remember) for each in (signal.SIGINT, signal.SIGTERM)}
+    caught = {signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM)}  # Windows has no SIGHUP
+    handlers = {each: signal.signal(each, remember) for each in caught}
     try:
         yield signals
     finally:

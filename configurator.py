@@ -89,8 +89,15 @@ def read_config(path, knobs):
     except SyntaxError as error:
         sys.exit(f'{path}:{error.lineno or line}: not valid Python: {error.msg}.')
     except ERRORS as error:
-        sys.exit(f'{path}:{line}: {error or type(error).__name__}.')
+        sys.exit(f'{path}:{line}: {str(error).rstrip(".") or type(error).__name__}.')
     return values
+
+
+def find_config(path, program):
+    """The path of a config file: as it is, or beside the program, or the name of one in its config/."""
+    home = Path(program).parent
+    places = (Path(path).expanduser(), home / path, home / 'config' / f'{path}.py')
+    return next((str(place) for place in places if place.is_file()), path)
 
 
 def read_flag(flag, knobs):
@@ -122,7 +129,7 @@ def configure(programs, arguments):
             )
         sys.exit(0)
     flags = [read_flag(a, knobs) for a in arguments if a.startswith('-')]
-    files = [a for a in arguments if not a.startswith('-')]
+    files = [find_config(a, programs[-1]) for a in arguments if not a.startswith('-')]
     values = {name: knob.default for name, knob in knobs.items()}
     for given in (*(read_config(path, knobs) for path in files), *flags):
         values |= given

@@ -38,8 +38,8 @@ from optim import create_ema, create_optimizers, learning_rate_at
 
 # the run
 out_dir: str | None = None  # where the run is kept; None: out/ + the name of the config
-init_from: Literal['scratch', 'resume'] = 'scratch'  # 'resume': go on from out_dir's checkpoint
-overwrite = False  # start over although out_dir holds a run: that run is lost
+init_from: Literal['scratch', 'resume', 'auto'] = 'scratch'  # 'resume': go on in out_dir; 'auto': if there is a run
+overwrite = False  # start over although out_dir holds a run, which is lost when the new one's first checkpoint is whole
 seed = 1  # of the initial weights, the order of the data and dropout
 eval_interval = 500  # steps between evaluations, each followed by a checkpoint; epochs end with one anyway
 log_interval = 20  # steps between log lines
@@ -88,12 +88,13 @@ def check_knobs(c):
     """Exit with one line if a number makes no sense, or if the chosen model would ignore a knob."""
     for name, value in vars(c).items():
         low = 1 if type(value) is int and name not in MAY_BE_0 else 0
-        if isinstance(value, (int, float)) and value < low:
-            sys.exit(f'{name} is {value}, expected at least {low}.')
-        if name in BELOW_1 and value >= 1:
-            sys.exit(f'{name} is {value}, expected less than 1.')
+        high = 1 if name in BELOW_1 else 2**63 if type(value) is int else math.inf
+        if isinstance(value, (int, float)) and not low <= value < high:
+            sys.exit(f'{name} is {value}, expected at least {low}' + f' and less than {high}.' * (high < math.inf))
         if name in FLASH_ONLY and vars(c).get('model') == 'torch' and value != globals()[name]:
             sys.exit(f"{name} is {value!r}, which model='torch' ignores: leave it out, or add --model=flash.")
+    if vars(c).get('min_lr', 0) > vars(c).get('learning_rate', 1):
+        sys.exit(f'min_lr is {c.min_lr}, expected at most the learning_rate, {c.learning_rate}.')
 
 
 # ---- the machine ---------------------------------------------------------------------------------------------------
@@ -120,8 +121,8 @@ def say(line):
 
 
 def choose_machine(c, saved=None):
-    """Replace 'auto' in device, dtype, compile and attention by what this computer has, and join the other processes.
-    A saved run keeps its dtype. Returns which attention runs, and why; exits if the device is not there."""
+    """Replace 'auto' in device, dtype and attention by what this computer has, and join the other processes. A saved
+    run keeps its dtype. Returns which attention runs, and why; exits if the device is not there."""
     if c.device == 'auto':
         c.device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     if c.device == 'cuda':
@@ -143,7 +144,6 @@ def choose_machine(c, saved=None):
         c.dtype = saved['knobs']['dtype']
     if c.dtype == 'auto':
         c.dtype = 'bfloat16' if over_processes(int(has_fast_bfloat16(device)), dist.ReduceOp.MIN) else 'float32'
-    c.compile = device.type == 'cuda' if c.compile is None else c.compile
     if c.model == 'torch':
         return "nn.MultiheadAttention's own choice"
     c.attention, reason = choose_attention(c.attention, device, getattr(torch, c.dtype), c.dropout)
@@ -220,17 +220,43 @@ class Run:
             sys.exit(f'batch_size={c.batch_size} cannot be shared evenly by {processes()[1]} processes times '
                      f'{c.gradient_accumulation_steps} micro-steps: make it a multiple of {shares}.')  # fmt: skip
         self.c, self.corpus, self.device = c, corpus, torch.device(c.device)
+        self.batches = Batches(corpus.train, c.batch_size, c.block_size, c.seed, self.device)
+        self.total = c.epochs * self.batches.per_epoch if c.max_iters is None else c.max_iters
+        self.step = 0  # updates done
         self.model = build_model(c, corpus.encoding.n_vocab).to(self.device)
         dtype = torch.bfloat16 if c.dtype == 'bfloat16' else torch.float32
         self.optimizers = create_optimizers(self.model, c.optimizer, c.learning_rate, c.weight_decay, dtype)
         self.ema = create_ema(self.model, c.ema_decay) if c.ema_decay else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=c.dtype == 'float16')
+        asked, c.compile = c.compile, self.device.type == 'cuda' if c.compile is None else c.compile
         if c.compile:
-            self.model.compile(dynamic=False)
+            self.compile(asked)
         self.replica = DistributedDataParallel(self.model) if processes()[1] > 1 else self.model
-        self.batches = Batches(corpus.train, c.batch_size, c.block_size, c.seed, self.device)
-        self.total = c.epochs * self.batches.per_epoch if c.max_iters is None else c.max_iters
-        self.step = 0  # updates done
+
+    def micro_batches(self):
+        """This process's share of the step's inputs and targets, each in micro-batches."""
+        rank, world = processes()
+        parts = self.c.gradient_accumulation_steps
+        return (tokens.chunk(world)[rank].chunk(parts) for tokens in self.batches.at(self.step))
+
+    def compile(self, asked):
+        """Compile the model. The first micro-batch shows whether this computer can: where it cannot, the run goes on
+        without, or ends if it was asked for."""
+        self.model.compile(dynamic=False)
+        x, y = self.micro_batches()
+        try:
+            with autocast(self.c):
+                self.model(x[0], y[0]).backward()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # no C compiler, no Python.h, too old a GPU: each raises its own
+            reason = str(error).splitlines()[0]
+            if asked:
+                sys.exit(f'--compile cannot work here, --compile=False does without: {reason}')
+            say(f'not compiled: {reason}')
+            torch.compiler.set_stance('force_eager')
+            self.c.compile = False
+        self.model.zero_grad()
 
     def train_step(self):
         """One update of the weights. Returns the batch's mean loss (of this process's share) and its gradient's norm,
@@ -239,7 +265,7 @@ class Run:
         lr = learning_rate_at(self.step, c.learning_rate, c.min_lr, c.warmup_iters, self.total, c.lr_schedule)
         if c.dropout:  # a pure function of (seed, step, rank): no generator's state has to be saved to repeat it
             torch.manual_seed(int(np.random.SeedSequence((c.seed, self.step, rank)).generate_state(1)[0]))
-        x, y = (text.chunk(world)[rank].chunk(c.gradient_accumulation_steps) for text in self.batches.at(self.step))
+        x, y = self.micro_batches()
         batch_loss = 0.0
         for i in range(c.gradient_accumulation_steps):
             if world > 1:  # the processes exchange gradients once per step
@@ -282,7 +308,8 @@ class Run:
 def train(run, signals):
     """Train until run.total steps are done or there is a signal; returns the signal's number, or 0."""
     c, per_epoch, first_step, is_first = run.c, run.batches.per_epoch, run.step, processes()[0] == 0
-    metrics = checkpoint.open_metrics(Path(c.out_dir), run.step) if is_first else open(os.devnull, 'w')
+    out_dir = Path(c.out_dir)
+    metrics = checkpoint.open_metrics(out_dir, run.step) if is_first else open(os.devnull, 'w', encoding='utf-8')
     bar = tqdm(total=run.total, initial=run.step, unit='batch', disable=None if is_first else True)
     losses, seconds = [], []  # of each step since the last evaluation: (loss, gradient norm), and its time
     while True:
@@ -295,7 +322,7 @@ def train(run, signals):
         if evaluates:
             report(run, metrics, losses, seconds)
         if is_first and (evaluates or signum):
-            checkpoint.save(Path(c.out_dir), checkpoint.state_of(run))
+            checkpoint.save(out_dir, checkpoint.state_of(run))
         if evaluates:
             losses, seconds = [], []
         if finished or signum:
@@ -314,15 +341,16 @@ def train(run, signals):
 
 def read_losses(run, losses):
     """The losses and gradient norms of the steps up to this one, means over the processes: (steps, 2), on the CPU.
-    Exits at the first that is not finite; but a scaler skips a gradient that is not."""
+    Exits at the first that is not finite; but a scaler may skip a few gradients that are not."""
     numbers = over_processes(torch.stack([torch.stack(pair) for pair in losses])).cpu() / processes()[1]
-    finite = (numbers[:, :1] if run.scaler.is_enabled() else numbers).isfinite().all(dim=1).tolist()
+    skips = run.scaler.is_enabled() and run.scaler.get_scale() >= 1  # below, it has skipped one step after the other
+    finite = (numbers[:, :1] if skips else numbers).isfinite().all(dim=1).tolist()
     if not all(finite):
         i = finite.index(False)
         (loss, norm), step = numbers[i].tolist(), run.step - len(losses) + i + 1
         sys.exit(f'loss {loss:.4g} and gradient norm {norm:.4g} at step {step}: likely too high a learning_rate, too '
-                 'short a warmup, or float16. The last checkpoint is from before: add --init_from=resume '
-                 f'--learning_rate={run.c.learning_rate / 2}')  # fmt: skip
+                 f'short a warmup, or float16. Try --learning_rate={run.c.learning_rate / 2}. '
+                 f'{run.c.out_dir} keeps what it was saved before.')  # fmt: skip
     return numbers
 
 
@@ -347,8 +375,7 @@ def report(run, metrics, losses, seconds):
     epoch, speed = run.step / run.batches.per_epoch, run.c.batch_size * run.c.block_size / statistics.mean(seconds)
     per_byte = val * len(run.corpus.val) / run.corpus.val_bytes / math.log(2)
     say(f'epoch {epoch:.3g} loss: {val:.2f}' + (f' ema_loss: {ema:.2f}' if run.ema else ''))
-    say(f'    training loss {train_loss:.3f} | perplexity {math.exp(val):.2f} | {per_byte:.3f} bits per byte | '
-        f'{speed:,.0f} tokens/s')  # fmt: skip
+    say(f'    training loss {train_loss:.3f} | {per_byte:.3f} bits per byte | {speed:,.0f} tokens/s')
     checkpoint.record(metrics, step=run.step, epoch=epoch, val_loss=val, ema_loss=ema, train_loss=train_loss,
                       bits_per_byte=per_byte, tokens_per_s=speed)  # fmt: skip
 
@@ -377,20 +404,36 @@ def set_up(c):
     say(headline(c, run.corpus.encoding.n_vocab))
     say(f'device: {c.device}, {c.dtype}' + ', compiled' * c.compile + f', {world} processes' * (world > 1))
     say(f'attention: {attention}')
-    say(f'corpus: {c.dataset}, {len(run.corpus.train):,} tokens, {run.batches.per_epoch:,} batches per epoch')
+    say(f'corpus: {c.dataset}, {len(run.corpus.train):,} tokens, {run.batches.per_epoch:,} batches per epoch, '
+        f'{run.total:,} in all' + ' (by max_iters, not by epochs)' * (c.max_iters is not None))  # fmt: skip
+    if run.total < 100 and c.max_iters is None:
+        say('    few steps to learn in: lower --batch_size and --block_size, or more --epochs')
     if saved:
         for change in checkpoint.restore(run, saved):
             say(f'resume: {change}')
         say(f'resumed at step {run.step} of {run.total}')
     elif rank == 0:
-        (Path(c.out_dir) / 'ckpt.pt').unlink(missing_ok=True)  # --overwrite, now that nothing can be refused any more
+        checkpoint.move_aside(Path(c.out_dir))  # --overwrite, now that nothing can be refused any more
     return run
 
 
-def resume_command():
+def resume_command(*more):
+    """The command of this run with --init_from=resume, to be pasted where this one was."""
     launcher = ['torchrun', f'--nproc_per_node={processes()[1]}'] if processes()[1] > 1 else ['python']
     words = [word for word in sys.argv[1:] if not word.startswith(('--init_from', '--overwrite'))]
-    return shlex.join([*launcher, sys.argv[0], *words, '--init_from=resume'])
+    return shlex.join([*launcher, sys.argv[0], *words, '--init_from=resume', *more])
+
+
+def show(run):
+    """Print a sample of what a finished run writes, and what can be done with it."""
+    c, net, generator = run.c, run.ema.module if run.ema else run.model, torch.Generator(run.device)
+    with autocast(c):
+        options = dict(temperature=0.8, top_k=50, generator=generator.manual_seed(c.seed))
+        print(f'\n{write_text(net, run.corpus.encoding, "", 200, **options)}\n')
+    sample = shlex.join(['python', str(Path(sys.argv[0]).with_name('sample.py')), f'--out_dir={c.out_dir}'])
+    print(f'sample more: {sample}')
+    longer = f'--epochs={c.epochs + 1}' if c.max_iters is None else f'--max_iters={2 * run.step}'
+    print(f'train on:    {resume_command(longer)}')
 
 
 def main():
@@ -399,29 +442,31 @@ def main():
     if c.max_iters == 0:
         print(headline(c, vocab_size_of(c.dataset)))
         return
-    c.out_dir = c.out_dir or 'out/' + ('_'.join(Path(file).stem for file in files) or 'default')
+    c.out_dir = os.path.expanduser(c.out_dir or 'out/' + ('_'.join(Path(file).stem for file in files) or 'default'))
+    if c.init_from == 'auto':
+        c.init_from = 'resume' if os.path.exists(f'{c.out_dir}/ckpt.pt') and not c.overwrite else 'scratch'
     (rank, world), fresh = processes(), c.init_from == 'scratch' and not c.overwrite
-    with checkpoint.lock_folder(Path(c.out_dir), fresh) if rank == 0 else contextlib.nullcontext():
-        try:
+    try:
+        with checkpoint.lock_folder(Path(c.out_dir), fresh) if rank == 0 else contextlib.nullcontext():
             run = set_up(c)
             with checkpoint.signals_caught() as signals:
                 signum = train(run, signals)
-        except torch.OutOfMemoryError:
-            more, less = 2 * c.gradient_accumulation_steps, max(1, c.batch_size // 2)
-            sys.exit(f'{c.device} is out of memory: --gradient_accumulation_steps={more} gives the same update in '
-                     f'about half of it, --batch_size={less} a smaller one.')  # fmt: skip
-        except OSError as error:  # a full disk may strike metrics.jsonl before a checkpoint
-            sys.exit(f'{c.out_dir} could not be written: {error}. The last checkpoint is whole: {resume_command()}')
-        if signum:
-            say(f'stopped at step {run.step} and saved; go on with: {resume_command()}')
-            sys.exit(128 + signum)
-        if rank == 0:
-            net, generator = run.ema.module if run.ema else run.model, torch.Generator(run.device).manual_seed(c.seed)
-            with autocast(c):
-                text = write_text(net, run.corpus.encoding, '', 200, temperature=0.8, top_k=50, generator=generator)
-            longer = f'--epochs={c.epochs + 1}' if c.max_iters is None else f'--max_iters={2 * run.step}'
-            print(f'\n{text}\n\nsample more: python sample.py --out_dir={shlex.quote(c.out_dir)}')
-            print(f'train on:    {resume_command()} {longer}')
+            if signum:
+                say(f'stopped at step {run.step} and saved; go on with: {resume_command()}')
+                sys.exit(128 + signum)
+            if rank == 0:
+                show(run)
+    except (RuntimeError, MemoryError) as error:  # on a CPU torch has no error of its own for it
+        if not isinstance(error, MemoryError) and 'memory' not in str(error):
+            raise
+        more, less = 2 * c.gradient_accumulation_steps, max(1, c.batch_size // 2)
+        sys.exit(f'{c.device} is out of memory: --gradient_accumulation_steps={more} gives the same update in '
+                 f'about half of it, --batch_size={less} a smaller one.')  # fmt: skip
+    except BrokenPipeError:  # the reader of our output left
+        raise
+    except OSError as error:  # a full disk may strike metrics.jsonl before a checkpoint
+        sys.exit(f'{c.out_dir} could not be written: {error}. The last checkpoint is whole: '
+                 f'{resume_command()}')  # fmt: skip
     if world > 1:
         dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""Time every row's step by bench.py, and keep the numbers in results/bench_DEVICE.json.
+"""Time every row's step by bench.py, and keep the numbers in out/bench_DEVICE.json; --publish: in results/.
 
 python -m results.bench --batch_size=4                     every row; bench.py's knobs and train.py's may follow
 python -m results.bench config/swiglu.py config/deep.py    some rows
@@ -14,24 +14,28 @@ import torch
 import bench
 import train
 from configurator import configure, run_program
-from results.record import RESULTS, ROOT, provenance, read, write
+from results.record import ROOT, provenance, read, results_file, write
 from results.rows import rows_and_overlays
+
+publish = False  # keep the results in results/, to be committed, not in out/
 
 
 def main():
     """Let bench.py time the rows, print them as they come, and keep them."""
     flags = [argument for argument in sys.argv[1:] if argument.startswith('-')]
-    c, _ = configure(bench.PROGRAMS, flags)
+    c, _ = configure([__file__, *bench.PROGRAMS], flags)
+    if c.compare or c.profile:
+        sys.exit('--compare and --profile are for python bench.py: leave them out.')
     train.choose_machine(c)
     configs, _ = rows_and_overlays([argument for argument in sys.argv[1:] if argument not in flags])
-    command, rows = ['bench.py', *configs, *flags, '--json'], []
+    path = results_file(f'bench_{torch.device(c.device).type}', c.publish)
+    command, rows = ['bench.py', *configs, *(flag for flag in flags if flag != '--publish'), '--json'], []
     with subprocess.Popen([sys.executable, ROOT / command[0], *command[1:]], stdout=subprocess.PIPE) as child:
         for line in child.stdout:
             rows.append(json.loads(line) | provenance())
             bench.print_row(rows[-1], first=len(rows) == 1)
     if child.returncode:
         sys.exit(child.returncode)
-    path = RESULTS / f'bench_{torch.device(c.device).type}.json'
     besides = {key: value for key, value in read(path).items() if key == 'besides'}  # what was measured by hand
     write(path, {'command': shlex.join(['python', *command]), **besides, 'rows': rows})
 

@@ -1,4 +1,4 @@
-"""Run the ladder, row after row, and keep what comes out in results/ladder_CORPUS_DEVICE.json.
+"""Run the ladder, row after row, and keep what comes out in out/ladder_CORPUS_DEVICE.json; --publish: in results/.
 
     python -m results.ladder                                     the log's rows and the rungs past it: for a GPU
     python -m results.ladder config/swiglu.py --seeds=1,2,3      some rows, several seeds each
@@ -26,7 +26,7 @@ import torch
 import train
 from configurator import configure, read_knobs, run_program
 from results.puzzle import solve_puzzle
-from results.record import RESULTS, device_name, provenance, read, write
+from results.record import device_name, provenance, read, results_file, write
 from results.report import make_report
 from results.rows import place, rows_and_overlays, train_row
 from sample import load_model
@@ -35,6 +35,7 @@ seeds = '1'  # of every row, with commas between them
 prompt = 'The old man looked at me and said'  # every finished row goes on from here: a sample of what it learned
 puzzle = False  # try the log's broken dropout on rows 4 and 5, instead of training all rows
 report = False  # make the tables and pictures, instead of training
+publish = False  # keep the results in results/, to be committed, not in out/
 
 PROGRAMS = [__file__, train.__file__]  # whose knobs these are
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # the exit status of a row that was told to stop
@@ -77,7 +78,7 @@ def open_results(path, corpus, flags):
 def run_ladder(c, configs, flags):
     """Train the rows that their file does not hold yet; writes it after each."""
     corpus, device, name = place(c)
-    path = RESULTS / f'ladder_{name}.json'
+    path = results_file(f'ladder_{name}', c.publish)
     results = open_results(path, corpus, flags)
     done = {(row['row'], row['seed']) for row in results['rows']}
     wanted = itertools.product(map(int, c.seeds.split(',')), configs)

@@ -3,7 +3,8 @@
     git clone https://github.com/karpathy/nanoGPT ../nanoGPT
     python -m results.nanogpt --position=learned --d_ff=800 --batch_size=4     any of train.py's knobs
 
-It puts the medians into results/nanogpt_DEVICE.json, in place of those of the same shape. It needs bench.
+It puts the medians into out/nanogpt_DEVICE.json, in place of those of the same shape; --publish: in results/. It needs
+bench.
 """
 
 import contextlib
@@ -21,10 +22,11 @@ import torch
 import bench
 import train
 from configurator import configure, run_program
-from results.record import RESULTS, commit, device_name, provenance, read, write
+from results.record import commit, device_name, provenance, read, results_file, write
 from results.report import nanogpt_table
 
 nanogpt = '../nanoGPT'  # a clone of nanoGPT, of which only model.py is executed
+publish = False  # keep the row in results/, to be committed, not in out/
 seconds = 10.0  # how long each of the four is timed, after the warm-up; at least 5 steps
 
 PROGRAMS = [__file__, train.__file__]  # whose knobs these are
@@ -115,7 +117,7 @@ def main():
         **provenance(),
     }
     print(nanogpt_table({'rows': [row]}))
-    path = RESULTS / f'nanogpt_{device.type}.json'
+    path = results_file(f'nanogpt_{device.type}', c.publish)
     results = {'rows': [], **read(path)}
     others = [other for other in results['rows'] if any(other[knob] != row[knob] for knob in SHAPE)]
     write(path, results | {'rows': [*others, row]})

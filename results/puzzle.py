@@ -13,7 +13,7 @@ from torch import nn
 import checkpoint
 import train
 from model import Attention
-from results.record import RESULTS, device_name, provenance, write
+from results.record import device_name, provenance, results_file, write
 from results.rows import config_of, place, train_row
 
 TRAINED = {  # how a model is trained: (its row, what differs from it)
@@ -53,6 +53,7 @@ def solve_puzzle(c, flags):
     """Train row 4 (dropout 0.2), row 4 with each dropout twice, and row 5 (none). Then evaluate each on training and on
     validation text, with dropout off, or left on in places."""
     corpus, device, name = place(c)
+    path = results_file(f'dropout_{name}', c.publish)
     beginning = SimpleNamespace(val=corpus.train[: len(corpus.val)])
     command = shlex.join(['python', '-m', 'results.ladder', *sys.argv[1:]])
     results = {'command': command, 'device': device_name(device), **provenance(), 'cases': []}
@@ -70,4 +71,4 @@ def solve_puzzle(c, flags):
                 losses[side] = run.evaluate(leave_on(run.model, kinds))
             results['cases'].append({'trained': trained, 'evaluated': evaluated, **losses})
             print(results['cases'][-1], flush=True)
-    write(RESULTS / f'dropout_{name}.json', results)
+    write(path, results)

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -40,14 +41,27 @@ def device_name(device):
     return f'{device.type}, {torch.get_num_threads()} threads'
 
 
+def results_file(name, publish):
+    """Where results are kept: in results/ to be published, else in out/. Exits, before anything is measured, if nothing
+    can be written there."""
+    path = (RESULTS if publish else Path('out')) / f'{name}.json'
+    write(path, read(path), quiet=True)
+    return path
+
+
 def read(path):
     """The results of a file; none of a file that is not there."""
     return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
 
 
-def write(path, results):
+def write(path, results, quiet=False):
     """Write the results beside the file, then take its name: whatever happens, the old file or the new one is whole."""
     new = path.with_suffix('.new')
-    new.write_text(json.dumps(results, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
-    os.replace(new, path)
-    print(f'{os.path.relpath(path)} is written', flush=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new.write_text(json.dumps(results, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+        os.replace(new, path)
+    except OSError as error:
+        sys.exit(f'{path} cannot be written: {error.strerror}.')
+    if not quiet:
+        print(f'{os.path.relpath(path)} is written', flush=True)

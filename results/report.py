@@ -4,6 +4,7 @@ what stands between <!-- KIND_NAME --> and <!-- /KIND_NAME -->. `python -m resul
 import os
 import statistics
 import sys
+from pathlib import Path
 
 import torch
 
@@ -83,6 +84,17 @@ def samples(results):
     return '\n'.join(['', '', 'Each goes on from the same beginning:', '', *lines]) if lines else ''
 
 
+def beside(mine, published):
+    """A reader's last losses beside the published ones, a row each."""
+    theirs = runs_by_row(published) if published else {}
+    lines = []
+    for row, runs in runs_by_row(mine).items():
+        cells = [mean_sd([run['evaluations'][-1]['val_loss'] for run in each], 3) if each else ''
+                 for each in (runs, theirs.get(row))]  # fmt: skip
+        lines.append([f'`{row}`', *cells])
+    return markdown(['config', 'yours', 'published'], lines)
+
+
 def dropout_table(results):
     """The log's dropout puzzle."""
     lines = [[c['trained'], c['evaluated'], f'{c["train"]:.2f}', f'{c["val"]:.2f}'] for c in results['cases']]
@@ -144,7 +156,10 @@ def make_report():
     front_text = front.read_text(encoding='utf-8')
     front_text = replace_between(front, front_text, 'ladder', front_page_table(read(RESULTS / FRONT_PAGE)))
     text = notebook.read_text(encoding='utf-8')
-    files = {path: path.stem.split('_')[0] for path in sorted(RESULTS.glob('*.json'))}
+    kinds = {path: path.stem.split('_')[0] for path in sorted(RESULTS.glob('*.json'))}
+    files = {path: kind for path, kind in kinds.items() if kind in TABLES}
+    for path in kinds.keys() - files.keys():
+        print(f'{os.path.relpath(path)} is none of ours: left out', file=sys.stderr)
     for path, kind in files.items():
         text = replace_between(notebook, text, path.stem, TABLES[kind](read(path)))
     front.write_text(front_text, encoding='utf-8')
@@ -153,3 +168,5 @@ def make_report():
         if kind in PICTURES:
             PICTURES[kind](read(path), path.with_suffix('.png'))
     print(f'{len(files)} results: the tables of {os.path.relpath(front)} and {os.path.relpath(notebook)}, and pictures')
+    for path in sorted(Path('out').glob('ladder_*.json')):
+        print(f'\n{path}, beside the published one:\n\n{beside(read(path), read(RESULTS / path.name))}')

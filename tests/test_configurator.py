@@ -2,12 +2,16 @@
 
 import ast
 import contextlib
+import io
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from configurator import configure
+from configurator import configure, run_program
 
 HOME = Path(__file__).parent.parent
 PROGRAM = '''
@@ -297,3 +301,50 @@ def test_2000_random_configs_and_command_lines():
             assert isinstance(error.code, str) and '\n' not in error.code and len(error.code) < 400
             outcomes.add('refused')
     assert outcomes == {'taken', 'refused'}
+
+
+def test_a_config_is_found_from_anywhere(tmp_path):
+    """As a path, beside the program, or by the name of a row."""
+    for given in ('swiglu', 'config/swiglu.py', str(HOME / 'config/swiglu.py')):
+        c, files = configure([HOME / 'train.py'], [given, 'cpu'])
+        assert c.activation == 'swiglu' and c.max_iters == 2000
+        assert [Path(file) for file in files] == [HOME / 'config/swiglu.py', HOME / 'config/cpu.py']
+    Path('swiglu').mkdir()  # such as an out_dir
+    assert configure([HOME / 'train.py'], ['swiglu'])[0].activation == 'swiglu'
+    with exits('nowhere', 'no such config file'):
+        configure([HOME / 'train.py'], ['nowhere'])
+
+
+def test_a_character_that_the_output_lacks_is_replaced(monkeypatch):
+    for encoding in ('ascii', 'latin-1', 'gbk', 'cp1252'):
+        out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, 'stdout', out)
+        run_program(lambda: print('é漢😀\ufffd.'))
+        assert out.buffer.getvalue().endswith(b'.\n')
+
+
+PROGRAM_THAT_PRINTS = """
+import configurator, sys
+def main():
+    for i in range(int(sys.argv[1])):
+        print(i, flush=i == 0)
+    raise KeyboardInterrupt
+configurator.run_program(main)
+"""
+
+
+@pytest.mark.parametrize(('lines', 'status'), [(1, 130), (100_000, 141)])
+def test_a_reader_that_leaves_and_ctrl_c_end_a_program_quietly(lines, status):
+    environ = {**os.environ, 'PYTHONPATH': str(HOME)}
+    with subprocess.Popen([sys.executable, '-c', PROGRAM_THAT_PRINTS, str(lines)], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, env=environ) as child:  # fmt: skip
+        assert child.stdout.readline() == b'0\n'
+        child.stdout.close()
+        assert child.stderr.read() == b''
+    assert child.returncode == status
+
+
+def test_every_program_ends_so():
+    for path in (*HOME.glob('*.py'), *HOME.glob('results/*.py')):
+        text = path.read_text(encoding='utf-8')
+        assert ('__main__' in text) == ('\n    run_program(main)\n' in text), path

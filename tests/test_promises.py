@@ -204,7 +204,7 @@ def test_a_full_file_system(start, run, tmp_path):
 # ---- 4: signals ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(start, run, signum):
     out_dir, knobs = f'out/signal_{signum}', [*HARD, '--max_iters=100']
     process = start(*knobs, f'--out_dir={out_dir}')
@@ -241,6 +241,38 @@ def test_a_loss_that_is_not_finite_never_reaches_a_checkpoint(start, run):
         again = start('--out_dir=out/nan', '--optimizer=sgd', '--learning_rate=1e30', '--init_from=resume', *knobs)
         assert 'at step 7: likely too high a learning_rate' in refused(finish(again, code=1))
         assert Path('out/nan/ckpt.pt').read_bytes() == before
+
+
+def test_a_scaler_skips_a_few_steps_and_not_all(run):
+    """Float16 at a rate that leaves no number finite: it ends, and what was saved before is kept."""
+    knobs = ['--out_dir=out/skips', '--dtype=float16', '--eval_interval=5', '--grad_clip=0', '--max_iters=200']
+    run(*knobs, stop_at=5)
+    before = Path('out/skips/ckpt.pt').read_bytes()
+    with pytest.raises(SystemExit, match='loss .* at step .* keeps what it was saved before') as end:
+        run(*knobs, '--init_from=resume', '--learning_rate=1e6')
+    assert '\n' not in end.value.code and Path('out/skips/ckpt.pt').read_bytes() == before
+
+
+def test_a_scaler_does_not_skip_for_ever(run, monkeypatch):
+    """Each loss is finite, no gradient is; the losses and norms on the way are JSON."""
+    build = train.build_model
+
+    def build_bad(c, vocab_size):
+        net = build(c, vocab_size)
+        net.norm.weight.register_hook(lambda grad: grad * float('inf'))
+        return net
+
+    monkeypatch.setattr(train, 'build_model', build_bad)
+    with pytest.raises(SystemExit, match='gradient norm (inf|nan) at step 16: '):
+        run('--out_dir=out/for_ever', '--dtype=float16', '--max_iters=200')
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in open('out/for_ever/metrics.jsonl')]
+    assert [line['step'] for line in lines] == [5, 10, 15] and lines[0]['grad_norm'] is None
+
+
+def test_no_number_that_is_only_printed_stops_a_run(run):
+    """A loss of thousands has no perplexity that a float could hold."""
+    out = run(f'{REPO}/config/sgd.py', '--n_head=2', '--learning_rate=1000', '--out_dir=out/huge')
+    assert float(re.search(r'loss: (\d+)', out).group(1)) > 800 and load('out/huge')['step'] == 10
 
 
 def test_an_infinite_gradient_never_reaches_a_checkpoint(run, monkeypatch):
@@ -332,10 +364,44 @@ def test_a_finished_run_is_not_overwritten(run, monkeypatch):
     assert load('out/kept')['knobs']['seed'] == 3
     steps = [json.loads(line)['step'] for line in open('out/kept/metrics.jsonl')]
     assert steps == [5, 10, 10]  # the old run's are gone
-    monkeypatch.setattr(train, 'train', lambda run, signals: sys.exit('before the first save'))
-    with pytest.raises(SystemExit, match='before the first save'):
-        run('--out_dir=out/kept', '--overwrite')
+    before = Path('out/kept/ckpt.pt').read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(train, 'train', lambda run, signals: sys.exit('before the first save'))
+        with pytest.raises(SystemExit, match='before the first save'):
+            run('--out_dir=out/kept', '--overwrite')
     assert not Path('out/kept/ckpt.pt').exists()  # nobody resumes the old run by mistake
+    assert Path('out/kept/ckpt.pt.old').read_bytes() == before and Path('out/kept/metrics.jsonl.old').exists()
+    run('--out_dir=out/kept', '--overwrite')
+    assert sorted(path.name for path in Path('out/kept').iterdir()) == ['ckpt.pt', 'lock', 'metrics.jsonl']
+
+
+def test_auto_resumes_where_there_is_a_run(run):
+    knobs = ['--out_dir=out/requeued', '--init_from=auto']
+    assert 'resumed' not in run(*knobs, stop_at=5)
+    assert 'resumed at step 5 of 10' in run(*knobs)
+    assert 'resumed' not in run(*knobs, '--overwrite')
+    run('--out_dir=out/requeued_not')
+    assert_same(load('out/requeued'), load('out/requeued_not'))
+
+
+def test_a_damaged_line_of_the_metrics_is_cut_off(run):
+    run('--out_dir=out/cut_off', stop_at=5)
+    path = Path('out/cut_off/metrics.jsonl')
+    [whole] = path.read_bytes().splitlines()
+    path.write_bytes(b'{"step": 1}\n\0\0\xff}\n[3]\n{"epoch": 1}\n7\n' + whole + b'\n{"step": 5, "lo')
+    run('--out_dir=out/cut_off', '--init_from=resume')
+    assert [json.loads(line)['step'] for line in open(path)] == [1, 5, 10, 10]
+
+
+def test_a_file_system_without_locks(run, monkeypatch):
+    import fcntl
+
+    def flock(file, how):
+        raise OSError(38, 'Function not implemented')
+
+    monkeypatch.setattr(fcntl, 'flock', flock)
+    run('--out_dir=out/unlocked')
+    assert load('out/unlocked')['step'] == 10
 
 
 def test_a_folder_that_cannot_be_is_refused(run):
@@ -521,10 +587,15 @@ def test_a_resumed_run_on_the_gpu_equals_the_uninterrupted_one(run):
     torch.testing.assert_close(load('out/gpu_half')['model'], load('out/gpu_whole')['model'], atol=1e-3, rtol=1e-2)
 
 
-def test_out_of_memory_names_the_knobs(run, monkeypatch):
-    def no_memory(self):
-        raise torch.OutOfMemoryError('CUDA out of memory')
+@pytest.mark.parametrize('error', [
+    torch.OutOfMemoryError('CUDA out of memory'), MemoryError(), RuntimeError('MPS backend out of memory (MPS ...)'),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+], ids=['cuda', 'python', 'mps', 'cpu'])  # fmt: skip
+@pytest.mark.parametrize('where', ['train_step', '__init__', 'evaluate'])
+def test_out_of_memory_names_the_knobs(run, monkeypatch, error, where):
+    def no_memory(*args, **options):
+        raise error
 
-    monkeypatch.setattr(train.Run, 'train_step', no_memory)
+    monkeypatch.setattr(train.Run, where, no_memory)
     with pytest.raises(SystemExit, match='cpu is out of memory: --gradient_accumulation_steps=2 .* --batch_size=2'):
-        run('--out_dir=out/memory')
+        run('--out_dir=out/memory', '--overwrite')

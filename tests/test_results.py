@@ -26,12 +26,11 @@ FLAGS = [*SMALL, '--dataset=tiny', '--max_iters=12', '--eval_interval=4']
 def climb(workplace, tmp_path, monkeypatch, capfd):
     """climb('row', '--knob=value') runs the ladder; returns its exit status or message, the results and the output."""
     monkeypatch.chdir(workplace)
-    for module in (ladder, puzzle):
-        monkeypatch.setattr(module, 'RESULTS', tmp_path)
+    monkeypatch.setattr(record, 'RESULTS', tmp_path)
 
     def main(*arguments):
         words = [a if a.startswith('-') or a.endswith('.py') else rows.config_of(a) for a in arguments]
-        monkeypatch.setattr(sys, 'argv', ['ladder.py', *FLAGS, *words])
+        monkeypatch.setattr(sys, 'argv', ['ladder.py', '--publish', *FLAGS, *words])
         status = 0
         try:
             ladder.main()
@@ -96,6 +95,26 @@ def test_rows_are_trained_once_and_their_numbers_kept(climb, here, tmp_path):
     (tmp_path / 'ladder_tiny_cpu.json').unlink()
     status, results, printed = climb('swiglu', '--learning_rate=0.5')  # the run of before is not taken for one of these
     assert 'failed: swiglu' in status and not results and 'swiglu_1 holds a run of other knobs' in printed
+
+
+def test_a_readers_rows_go_to_out_and_stand_beside_the_published(climb, here, tmp_path, capfd, monkeypatch):
+    """Although the same rows are published already, they are trained; the published ones are left as they are."""
+    published = {'rows': [run_of('swiglu', 1, [(1, 3.5)]), run_of('swiglu', 2, [(1, 4.5)])]}
+    record.write(tmp_path / 'ladder_tiny_cpu.json', published)
+    status, unchanged, _ = climb('swiglu', '--publish=False')
+    own = record.read(Path('out/ladder_tiny_cpu.json'))
+    assert status == 0 and rows_of(own) == [('swiglu', 1)] and unchanged == published
+    loss = evaluations_of('swiglu_1')[-1]['val_loss']
+    assert f'| `swiglu` | {loss:.3f} | 4.000 ± 0.707 |' in report.beside(own, published)
+    assert f'| `swiglu` | {loss:.3f} |  |' in report.beside(own, {})
+
+
+def test_what_cannot_be_written_is_found_before_the_first_row(climb, here, tmp_path, monkeypatch):
+    (tmp_path / 'file').write_text('')
+    monkeypatch.setattr(record, 'RESULTS', tmp_path / 'file')
+    monkeypatch.setattr(ladder, 'train_row', None)  # no row is begun
+    status, _, _ = climb('swiglu')
+    assert status.endswith('ladder_tiny_cpu.json cannot be written: File exists.')
 
 
 def test_a_row_that_fails_stops_no_other(climb, here, tmp_path, monkeypatch):
@@ -232,6 +251,7 @@ def test_the_report_rewrites_both_readmes(tmp_path, monkeypatch):
     around = 'before\n<!-- {0} -->\nold\n<!-- /{0} -->\nafter\n'
     (folder / 'README.md').write_text(around.format(name))
     front.write_text(around.format('ladder'))
+    (folder / 'stray.json').write_text('[]')
     report.make_report()
     assert front.read_text() == around.format('ladder').replace('old', report.front_page_table(results))
     assert (folder / 'README.md').read_text() == around.format(name).replace('old', report.ladder_table(results))
@@ -296,11 +316,13 @@ class GPT(torch.nn.Module):
 def test_the_step_is_timed_beside_nanogpts(tmp_path, monkeypatch, capsys):
     """With a stand-in for nanoGPT's model.py, which is not ours to keep here."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(nanogpt, 'RESULTS', tmp_path)
+    monkeypatch.setattr(record, 'RESULTS', tmp_path)
     monkeypatch.setattr(torch, 'compile', lambda net, **options: net)
 
     def compare(*flags):
-        monkeypatch.setattr(sys, 'argv', ['nanogpt.py', *SMALL, '--nanogpt=nanoGPT', '--seconds=0.01', *flags])
+        monkeypatch.setattr(
+            sys, 'argv', ['nanogpt.py', '--publish', *SMALL, '--nanogpt=nanoGPT', '--seconds=0.01', *flags]
+        )
         nanogpt.main()
         return record.read(tmp_path / 'nanogpt_cpu.json')['rows']
 
@@ -322,10 +344,10 @@ def test_the_step_is_timed_beside_nanogpts(tmp_path, monkeypatch, capsys):
 
 def test_bench_rows_are_recorded(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(bench, 'RESULTS', tmp_path)
+    monkeypatch.setattr(record, 'RESULTS', tmp_path)
     record.write(tmp_path / 'bench_cpu.json', {'besides': {'by hand': 1}, 'rows': []})
     files = [rows.config_of(row) for row in ('swiglu', 'cpu', 'ema')]
-    monkeypatch.setattr(sys, 'argv', ['bench.py', *files, *SMALL, '--seconds=0.01'])
+    monkeypatch.setattr(sys, 'argv', ['bench.py', '--publish', *files, *SMALL, '--seconds=0.01'])
     bench.main()
     results = record.read(tmp_path / 'bench_cpu.json')
     assert [row['config'] for row in results['rows']] == ['swiglu', 'ema'] and results['besides'] == {'by hand': 1}
