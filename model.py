@@ -79,15 +79,16 @@ class Config:
     head_gate: bool
 
     def __post_init__(self):
-        width, rest = divmod(self.n_embd, self.n_head)
-        if rest:
+        if self.n_embd % self.n_head:
             sys.exit(f'n_embd={self.n_embd} is not divisible by n_head={self.n_head}: change one of them.')
-        if self.position == 'rotary' and width % 2:
-            sys.exit(f'rotary positions need an even head width; n_embd / n_head is {width}: change n_head.')
 
 
 def rotary_table(block_size, width, base=10000.0):
     """Cosines and sines, (2, T, 1, 1, D/2): position t turns pair i by t / base^(2i/D) (Su et al., 2021)."""
+    if width % 2:
+        sys.exit(
+            f'positions turn pairs of channels, and their width is {width}, an odd number: change n_embd or n_head.'
+        )
     # built in float64 and used in float32: in bfloat16, neighbouring positions would share an angle
     frequency = base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
     angle = torch.outer(torch.arange(block_size, dtype=torch.float64), frequency)

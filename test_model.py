@@ -378,5 +378,7 @@ def test_samples_follow_temperature_and_top_k(top_k):
 def test_impossible_shapes_are_refused():
     with pytest.raises(SystemExit, match='n_embd=32 is not divisible by n_head=5'):
         shape(n_head=5)
-    with pytest.raises(SystemExit, match='even head width'):
-        shape(n_embd=36)
+    odd = shape(n_embd=36)  # heads of 9 channels: rotary positions turn pairs of them
+    with pytest.raises(SystemExit, match='an odd number: change n_embd or n_head'):
+        Transformer(odd)
+    TorchTransformer(odd)  # whose positions are as wide as the stream

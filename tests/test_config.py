@@ -106,8 +106,10 @@ def test_what_the_pytorch_model_would_ignore_is_refused(knob):
 
 
 @pytest.mark.parametrize(('flag', 'words'), [
-    ('--dropout=1', 'less than 1'), ('--ema_decay=1', 'less than 1'), ('--n_layer=0', 'at least 1'),
+    ('--dropout=1', 'at least 0 and less than 1'), ('--ema_decay=1', 'at least 0 and less than 1'),
+    ('--n_layer=0', 'at least 1'), ('--seed=9223372036854775808', 'at least 0 and less than 9223372036854775808'),
     ('--learning_rate=-1', 'at least 0'), ('--lr_schedule=linear', 'one of: constant, cosine'),
+    ('--min_lr=1', 'at most the learning_rate, 0.0001'),
 ])  # fmt: skip
 def test_a_value_that_makes_no_sense_is_refused(flag, words):
     with pytest.raises(SystemExit, match=f'{flag[2:].partition("=")[0]} is .*, expected {words}') as refusal:
