@@ -12,10 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-try:
-    from flash_attn import flash_attn_func
-except ImportError:  # not installed, or built for another torch
-    flash_attn_func = None
+flash_attn = None  # the package, imported by choose_attention where it can run
 
 # ---- attention: q (B, T, H, D) and k, v (B, S, H, D) to (B, T, H, D), causal ---------------------------------------
 # Training reads a whole text: T = S. Generation adds one token to the S - 1 of the cache: T = 1, and it sees them all.
@@ -45,14 +42,15 @@ def chunked_attention(q, k, v, dropout=0.0):
 
 def sdpa_attention(q, k, v, dropout=0.0):
     """PyTorch's fused kernels: cuDNN, FlashAttention 2 or memory-efficient attention, whichever the machine allows."""
+    if q.size(1) < k.size(1):  # nothing to gain for a query or two; on Hopper cuDNN would plan anew for each length
+        return naive_attention(q, k, v, dropout)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=q.size(2) > 1)
-    return y.transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True).transpose(1, 2)
 
 
 def flash_attention(q, k, v, dropout=0.0):
     """The flash-attn package (FlashAttention-2: Dao, 2023). It takes (B, T, H, D) as it is."""
-    return flash_attn_func(q, k, v, dropout_p=dropout, causal=True)
+    return flash_attn.flash_attn_func(q, k, v, dropout_p=dropout, causal=True)
 
 
 ATTENTION = {'naive': naive_attention, 'chunked': chunked_attention, 'sdpa': sdpa_attention, 'flash': flash_attention}
@@ -305,17 +303,23 @@ MODELS = {'flash': Transformer, 'torch': TorchTransformer}
 
 def choose_attention(attention, device, dtype, dropout=0.0):
     """The kernel that the knob means on this device: (name, reason). Exits if 'flash' cannot run."""
-    obstacle = None
-    if flash_attn_func is None:
-        obstacle = 'flash-attn is not installed'
-    elif device.type != 'cuda' or torch.cuda.get_device_capability(device) < (8, 0):
+    global flash_attn
+    obstacle, capability = None, torch.cuda.get_device_capability(device) if device.type == 'cuda' else (0, 0)
+    if capability < (8, 0):
         obstacle = 'flash-attn needs a CUDA device of capability 8.0 or more'
     elif dtype not in (torch.bfloat16, torch.float16):
         obstacle = 'flash-attn needs bfloat16 or float16'
+    else:
+        try:
+            import flash_attn
+        except Exception as error:  # not installed; or built for another torch, for which there are many errors
+            obstacle = f'no flash-attn: {(str(error) or repr(error)).splitlines()[0]}'
     if attention == 'flash' and obstacle:
         sys.exit(f'--attention=flash cannot run here: {obstacle}. --attention=auto takes what can.')
     if attention != 'auto':
         return attention, 'as asked'
     if device.type == 'cpu' and (dropout or dtype == torch.bfloat16):
         return 'chunked', "PyTorch's CPU kernel is slow in bfloat16 and has no dropout"
+    if capability >= (9, 0):
+        return 'sdpa', "cuDNN's kernel is reported to be the fastest on this GPU"
     return ('sdpa', obstacle) if obstacle else ('flash', 'FlashAttention 2')

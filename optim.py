@@ -1,13 +1,12 @@
 """What turns gradients into a better model: parameter groups, optimizers, the learning rate, an average of the weights.
 
-It needs torch alone. SGD, AdamW and the averaging are torch.optim's own; Muon is spelled out.
+It needs torch alone. SGD and AdamW are torch.optim's own; Muon is spelled out.
 """
 
 import collections
 import math
 
 import torch
-from torch.optim.swa_utils import AveragedModel
 
 LAYERS = ('blocks.', 'encoder.')  # the parameters of the layers have names that begin with this, in either model
 
@@ -106,16 +105,12 @@ def learning_rate_at(step, peak, floor, warmup_iters, total, schedule):
     return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def create_ema(model, decay):
-    """An exponential moving average of the weights; call its update_parameters(model) after each step.
+@torch.no_grad()
+def update_average(average, model, decay, n):
+    """Move the exponential moving average of the weights, a copy of the model that n updates have moved so far.
 
-    average <- d average + (1 - d) weights, with d = min(decay, (1 + n) / (10 + n)) after n updates: the average of a
-    short run then looks back over a part of the run, not at its first weights.
+    average <- d average + (1 - d) weights, with d = min(decay, (1 + n) / (10 + n)): the average of a short run then
+    looks back over a part of the run, not at its first weights; those themselves have no part in it.
     """
-
-    def update(averages, weights, _):
-        n = int(average.n_averaged)  # the CPU's counter; its copy on a GPU, handed over here, would be waited for
-        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + n) / (10 + n)))
-
-    average = AveragedModel(model, multi_avg_fn=update)
-    return average
+    d = min(decay, (1 + n) / (10 + n)) if n else 0.0
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - d)

@@ -35,8 +35,7 @@ def load_model(out_dir, device='auto', dtype='auto'):
     train.choose_machine(knobs, saved)
     encoding = read_encoding(saved['vocabulary'])
     net = train.build_model(knobs, encoding.n_vocab)
-    average = {name.removeprefix('module.'): p for name, p in (saved['ema'] or {}).items() if name != 'n_averaged'}
-    net.load_state_dict(average or saved['model'])
+    net.load_state_dict(saved['ema'] or saved['model'])
     return net.to(knobs.device), encoding, knobs
 
 

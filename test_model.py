@@ -3,7 +3,10 @@
 python -m pytest test_model.py
 """
 
+import importlib.abc
 import math
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -82,9 +85,9 @@ def test_attention_of_one_new_token_sees_all_the_past(kernel):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 @pytest.mark.parametrize('kernel', ['sdpa', 'flash'])
 @pytest.mark.parametrize('width', [40, 64, 128])
-def test_attention_on_the_gpu_against_float64(kernel, width):
-    if kernel == 'flash' and model.flash_attn_func is None:
-        pytest.skip('flash-attn is not installed')
+def test_attention_on_the_gpu_against_float64(kernel, width, monkeypatch):
+    if kernel == 'flash':
+        monkeypatch.setattr(model, 'flash_attn', pytest.importorskip('flash_attn'))
     x = torch.randn(3, 2, 256, 4, width, device='cuda', dtype=torch.bfloat16)
     fast, exact = x.clone().requires_grad_(), x.double().requires_grad_()
     y, reference = ATTENTION[kernel](*fast), ATTENTION['naive'](*exact)
@@ -103,7 +106,7 @@ def test_flash_attn_is_called_causal_and_without_dropout_in_evaluation(monkeypat
         calls.append((dropout_p, causal))
         return model.naive_attention(q, k, v, dropout_p)
 
-    monkeypatch.setattr(model, 'flash_attn_func', flash_attn_func)
+    monkeypatch.setattr(model, 'flash_attn', SimpleNamespace(flash_attn_func=flash_attn_func))
     net = build('rotary', attention='flash', dropout=0.5)
     torch.testing.assert_close(net.eval()(tokens()), build('rotary').eval()(tokens()))
     assert calls == [(0.0, True)] * 2
@@ -112,15 +115,27 @@ def test_flash_attn_is_called_causal_and_without_dropout_in_evaluation(monkeypat
 
 
 def test_choice_of_attention(monkeypatch):
+    """flash-attn on GPUs of capability 8 alone; a broken one is as good as none."""
     cpu, cuda, half = torch.device('cpu'), torch.device('cuda'), torch.bfloat16
-    monkeypatch.setattr(model, 'flash_attn_func', None)
-    assert model.choose_attention('auto', cuda, half) == ('sdpa', 'flash-attn is not installed')
-    with pytest.raises(SystemExit, match='not installed'):
-        model.choose_attention('flash', cuda, half)
-    monkeypatch.setattr(model, 'flash_attn_func', model.naive_attention)
-    for capability, dtype, kernel in [((8, 0), half, 'flash'), ((7, 5), half, 'sdpa'), ((9, 0), torch.float32, 'sdpa')]:
-        monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device, c=capability: c)
-        assert model.choose_attention('auto', cuda, dtype)[0] == kernel
+
+    def choose(capability, attention='auto', dtype=half):
+        monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: capability)
+        return model.choose_attention(attention, cuda, dtype)
+
+    class Broken(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path=None, target=None):
+            if name == 'flash_attn':
+                raise OSError('undefined symbol: _ZN3c10\nand more')
+
+    finder = Broken()
+    monkeypatch.setattr(sys, 'meta_path', [finder, *sys.meta_path])
+    assert choose((8, 0)) == ('sdpa', 'no flash-attn: undefined symbol: _ZN3c10')
+    with pytest.raises(SystemExit, match='--attention=flash cannot run here: no flash-attn: undefined symbol'):
+        choose((8, 6), 'flash')
+    assert 'capability' in choose((7, 5))[1] and 'bfloat16' in choose((8, 0), dtype=torch.float32)[1]
+    monkeypatch.setitem(sys.modules, 'flash_attn', SimpleNamespace())
+    assert choose((8, 0))[0] == choose((8, 9))[0] == choose((9, 0), 'flash')[0] == 'flash'
+    assert choose((9, 0))[0] == choose((10, 0))[0] == 'sdpa'
     assert model.choose_attention('auto', cpu, torch.float32)[0] == 'sdpa'
     assert model.choose_attention('auto', cpu, torch.float32, 0.2)[0] == 'chunked'
     assert model.choose_attention('auto', cpu, half)[0] == 'chunked'

@@ -9,7 +9,9 @@ Read it from top to bottom: knobs, checks, machine, model, step, loop. It needs 
 """
 
 import contextlib
+import copy
 import ctypes
+import datetime
 import itertools
 import math
 import os
@@ -32,7 +34,7 @@ import checkpoint
 from configurator import configure, run_program
 from data import Batches, open_corpus, validation_batches, vocab_size_of
 from model import MODELS, Config, choose_attention
-from optim import create_ema, create_optimizers, learning_rate_at
+from optim import create_optimizers, learning_rate_at, update_average
 
 # ---- knobs: the log's row 5; a config file or --name=value changes them --------------------------------------------
 
@@ -134,10 +136,13 @@ def choose_machine(c, saved=None):
     if device.type == 'cuda':
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision('high')  # TF32 where a product is in float32
+        if torch.__version__ < '2.12':  # there cuDNN rounds the dropout to sixteenths
+            torch.backends.cuda.enable_cudnn_sdp(not c.dropout)
     if device.type == 'cpu':
         keep_freed_memory()
     if 'RANK' in os.environ:
-        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+        wait = datetime.timedelta(hours=1)  # for the first process, which may have a corpus to prepare
+        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', timeout=wait)
         # never freed: gloo would wait there for threads that wait for Python's own lock (pytorch/pytorch#56297)
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
     if c.dtype == 'auto' and saved:
@@ -226,7 +231,7 @@ class Run:
         self.model = build_model(c, corpus.encoding.n_vocab).to(self.device)
         dtype = torch.bfloat16 if c.dtype == 'bfloat16' else torch.float32
         self.optimizers = create_optimizers(self.model, c.optimizer, c.learning_rate, c.weight_decay, dtype)
-        self.ema = create_ema(self.model, c.ema_decay) if c.ema_decay else None
+        self.ema = copy.deepcopy(self.model) if c.ema_decay else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=c.dtype == 'float16')
         asked, c.compile = c.compile, self.device.type == 'cuda' if c.compile is None else c.compile
         if c.compile:
@@ -242,7 +247,9 @@ class Run:
     def compile(self, asked):
         """Compile the model. The first micro-batch shows whether this computer can: where it cannot, the run goes on
         without, or ends if it was asked for."""
-        self.model.compile(dynamic=False)
+        # a GPU is slower in being told than in doing: one process records what it tells the GPU, and replays it
+        records = self.device.type == 'cuda' and processes()[1] == 1
+        self.model.compile(dynamic=False, mode='reduce-overhead' if records else None)
         x, y = self.micro_batches()
         try:
             with autocast(self.c):
@@ -266,6 +273,7 @@ class Run:
         if c.dropout:  # a pure function of (seed, step, rank): no generator's state has to be saved to repeat it
             torch.manual_seed(int(np.random.SeedSequence((c.seed, self.step, rank)).generate_state(1)[0]))
         x, y = self.micro_batches()
+        torch.compiler.cudagraph_mark_step_begin()  # what a recording left of the step before may be written over
         batch_loss = 0.0
         for i in range(c.gradient_accumulation_steps):
             if world > 1:  # the processes exchange gradients once per step
@@ -284,7 +292,7 @@ class Run:
             optimizer.zero_grad()
         self.scaler.update()
         if self.ema:
-            self.ema.update_parameters(self.model)
+            update_average(self.ema, self.model, c.ema_decay, self.step)
         self.step += 1
         return batch_loss, norm
 
@@ -296,6 +304,7 @@ class Run:
         model.eval()
         for i, (x, y) in enumerate(validation_batches(self.corpus.val.to(self.device), rows, self.c.block_size)):
             if i % world == rank:
+                torch.compiler.cudagraph_mark_step_begin()
                 with autocast(self.c):
                     total += model(x, y) * (y >= 0).sum()
         model.train()
@@ -371,7 +380,7 @@ def report(run, metrics, losses, seconds):
     """Evaluate the model and its average; print the log's line and the details, and record them."""
     train_loss = read_losses(run, losses)[:, 0].mean().item()
     val = run.evaluate(run.model)
-    ema = run.evaluate(run.ema.module) if run.ema else None
+    ema = run.evaluate(run.ema) if run.ema else None
     epoch, speed = run.step / run.batches.per_epoch, run.c.batch_size * run.c.block_size / statistics.mean(seconds)
     per_byte = val * len(run.corpus.val) / run.corpus.val_bytes / math.log(2)
     say(f'epoch {epoch:.3g} loss: {val:.2f}' + (f' ema_loss: {ema:.2f}' if run.ema else ''))
@@ -426,7 +435,7 @@ def resume_command(*more):
 
 def show(run):
     """Print a sample of what a finished run writes, and what can be done with it."""
-    c, net, generator = run.c, run.ema.module if run.ema else run.model, torch.Generator(run.device)
+    c, net, generator = run.c, run.ema or run.model, torch.Generator(run.device)
     with autocast(c):
         options = dict(temperature=0.8, top_k=50, generator=generator.manual_seed(c.seed))
         print(f'\n{write_text(net, run.corpus.encoding, "", 200, **options)}\n')

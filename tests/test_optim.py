@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from model import Config, TorchTransformer, Transformer
-from optim import Muon, create_ema, create_optimizers, learning_rate_at, parameter_groups
+from optim import Muon, create_optimizers, learning_rate_at, parameter_groups, update_average
 
 
 def net():
@@ -155,30 +155,30 @@ def test_runs_shorter_than_their_warmup(total):
 def test_ema_is_the_closed_form():
     """Scalars 1, 2, 3, ...: the average is the sum of each weight times the product of the decays that follow it."""
     model = nn.Linear(1, 1, bias=False)
-    ema = create_ema(model, decay=0.5)
+    average = copy.deepcopy(model)
     values = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0]
-    for value in values:
+    for n, value in enumerate(values):
         model.weight.data.fill_(value)
-        ema.update_parameters(model)
+        update_average(average, model, 0.5, n)
     decays = [min(0.5, (1 + n) / (10 + n)) for n in range(1, len(values))]
     assert decays[0] < 0.2 and decays[-1] == 0.5
     shares = [math.prod(decays)]  # of the first value, which the average starts as
     shares += [(1 - d) * math.prod(decays[n + 1 :]) for n, d in enumerate(decays)]
     assert sum(shares) == pytest.approx(1)
     expected = sum(share * value for share, value in zip(shares, values, strict=True))
-    assert ema.module.weight.item() == pytest.approx(expected)
+    assert average.weight.item() == pytest.approx(expected)
 
 
 def test_ema_equals_torchs_own_once_its_decay_is_constant():
     torch.manual_seed(0)
     model = net()
-    ours = create_ema(model, decay=0.05)  # below (1 + n) / (10 + n) from the start
+    ours = copy.deepcopy(model)
     peer = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.05))
-    for _ in range(5):
+    for n in range(5):
         for p in model.parameters():
             p.data += torch.randn_like(p)
-        ours.update_parameters(model)
+        update_average(ours, model, 0.05, n)  # below (1 + n) / (10 + n) from the start
         peer.update_parameters(model)
     for a, b in zip(ours.parameters(), peer.parameters(), strict=True):
         torch.testing.assert_close(a, b)
-    assert not torch.equal(ours.module[0].weight, model[0].weight)
+    assert not torch.equal(ours[0].weight, model[0].weight)
