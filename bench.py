@@ -30,6 +30,7 @@ seconds = 10.0  # how long each row is timed, after the warm-up; at least 5 step
 
 PROGRAMS = [__file__, train.__file__]  # whose knobs these are
 COLUMNS = 'config ms_median ms_p10 ms_p90 tokens_per_s peak_memory_gb'.split()
+OVERLAYS = ('cpu',)  # configs of sizes alone, which follow a row; every other config is a row
 WARM_UP = 3  # steps: the first compiles and allocates, the next settle caches and clocks
 
 
@@ -103,7 +104,8 @@ def print_comparison(name, c, arguments):
         variant, _ = configure(PROGRAMS, [*arguments, f'--{knob}={value}'])
         try:
             train.check_knobs(variant)
-            runs[f'{knob}={value}'] = build_run(variant)
+            run = runs[f'{knob}={value}'] = build_run(variant)
+            arguments = [f'--dtype={run.c.dtype}', *arguments] if knob != 'dtype' else arguments
         except (SystemExit, RuntimeError) as error:
             print(f'{knob}={value} is left out: {str(error).splitlines()[0]}', file=sys.stderr)
     if not runs:
@@ -135,8 +137,9 @@ def main():
     c, files = configure(PROGRAMS, sys.argv[1:])
     train.check_knobs(c)
     flags = [argument for argument in sys.argv[1:] if argument.startswith('-')]
-    for i, file in enumerate(files or [None]):
-        arguments = [file, *flags] if file else flags
+    overlays = [file for file in files if Path(file).stem in OVERLAYS]
+    for i, file in enumerate([file for file in files if file not in overlays] or [None]):
+        arguments = [file, *overlays, *flags] if file else [*overlays, *flags]
         c, name = configure(PROGRAMS, arguments)[0], Path(file).stem if file else 'default'
         torch.compiler.reset()  # no row inherits the code that was compiled for another
         try:
@@ -146,6 +149,7 @@ def main():
                 print_profile(c)
             else:
                 row = measure(name, c)
+                flags.append(f'--dtype={row["dtype"]}')  # a table is in one dtype
                 print(dumps(row), flush=True) if c.json else print_row(row, first=i == 0)
         except torch.OutOfMemoryError:
             sys.exit(f'{name}: {c.device} is out of memory; lower --batch_size from {c.batch_size}.')

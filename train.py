@@ -19,7 +19,6 @@ import shlex
 import statistics
 import sys
 import time
-import timeit
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -124,7 +123,7 @@ def say(line):
 
 def choose_machine(c, saved=None):
     """Replace 'auto' in device, dtype and attention by what this computer has, and join the other processes. A saved
-    run keeps its dtype. Returns which attention runs, and why; exits if the device is not there."""
+    run keeps its dtype. Returns why this dtype, and which attention and why. Exits if the device is not there."""
     if c.device == 'auto':
         c.device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     if c.device == 'cuda':
@@ -145,14 +144,20 @@ def choose_machine(c, saved=None):
         dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', timeout=wait)
         # never freed: gloo would wait there for threads that wait for Python's own lock (pytorch/pytorch#56297)
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
+    why_dtype = ''
     if c.dtype == 'auto' and saved:
         c.dtype = saved['knobs']['dtype']
+    if c.dtype == 'auto' and device.type != 'cpu':
+        fast = device.type == 'cuda' and torch.cuda.get_device_capability(device) >= (8, 0)
+        c.dtype = 'bfloat16' if fast else 'float32'
     if c.dtype == 'auto':
-        c.dtype = 'bfloat16' if over_processes(int(has_fast_bfloat16(device)), dist.ReduceOp.MIN) else 'float32'
+        gain = float(over_processes(gain_of_bfloat16(c))) / processes()[1]
+        c.dtype, loser = ('bfloat16', 'float32') if gain > 1 else ('float32', 'bfloat16')
+        why_dtype = f' ({max(gain, 1 / gain):.1f} times as fast as {loser} here)'
     if c.model == 'torch':
-        return "nn.MultiheadAttention's own choice"
+        return why_dtype, "nn.MultiheadAttention's own choice"
     c.attention, reason = choose_attention(c.attention, device, getattr(torch, c.dtype), c.dropout)
-    return f'{c.attention} ({reason})'
+    return why_dtype, f'{c.attention} ({reason})'
 
 
 def autocast(c):
@@ -160,16 +165,24 @@ def autocast(c):
     return torch.autocast(torch.device(c.device).type, getattr(torch, c.dtype), enabled=c.dtype != 'float32')
 
 
-def has_fast_bfloat16(device):
-    """Whether a step takes less time in bfloat16. A CPU is asked for a matrix product in both: only where bfloat16 is
-    three times as fast (AMX, or AVX-512 on a recent AMD) does that pay for converting to and fro."""
-    if device.type != 'cpu':
-        return device.type == 'cuda' and torch.cuda.get_device_capability(device) >= (8, 0)
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        x = torch.ones(512, 512, dtype=dtype)
-        seconds[dtype] = min(timeit.repeat(lambda x=x: x @ x, number=1, repeat=4))
-    return seconds[torch.float32] > 3 * seconds[torch.bfloat16]
+def gain_of_bfloat16(c):
+    """How many times as fast in bfloat16 as in float32 this CPU is, measured on what it will do: two layers of this
+    very model, forward and backward, on a few hundred tokens, turn by turn."""
+    x = torch.zeros(-(-400 // c.block_size), min(c.block_size, 400), dtype=torch.long)
+    models, seconds = {}, {'float32': [], 'bfloat16': []}
+    for dtype in seconds:
+        variant = SimpleNamespace(**vars(c) | {'dtype': dtype, 'n_layer': min(2, c.n_layer)})
+        variant.attention, _ = choose_attention(c.attention, torch.device('cpu'), getattr(torch, dtype), c.dropout)
+        models[dtype] = variant, build_model(variant, 1024)
+    for i in range(7):
+        for dtype, (variant, model) in models.items():
+            start = time.perf_counter()
+            with autocast(variant):
+                model(x, x).backward()
+            seconds[dtype].append(time.perf_counter() - start)
+        if i and seconds['bfloat16'][-1] > 4 * seconds['float32'][-1]:  # a CPU without instructions for it
+            break
+    return statistics.median(seconds['float32'][1:]) / statistics.median(seconds['bfloat16'][1:])
 
 
 def keep_freed_memory():
@@ -405,13 +418,13 @@ def set_up(c):
     """The Run that the knobs ask for, new or restored; prints what it is."""
     rank, world = processes()
     saved = checkpoint.load(c.out_dir) if c.init_from == 'resume' else None
-    attention = choose_machine(c, saved)
+    why_dtype, attention = choose_machine(c, saved)
     corpus = open_corpus(c.dataset) if rank == 0 else None  # which may prepare it, while the others wait
     if world > 1:
         dist.barrier()
     run = Run(c, corpus or open_corpus(c.dataset))
     say(headline(c, run.corpus.encoding.n_vocab))
-    say(f'device: {c.device}, {c.dtype}' + ', compiled' * c.compile + f', {world} processes' * (world > 1))
+    say(f'device: {c.device}, {c.dtype}{why_dtype}' + ', compiled' * c.compile + f', {world} processes' * (world > 1))
     say(f'attention: {attention}')
     say(f'corpus: {c.dataset}, {len(run.corpus.train):,} tokens, {run.batches.per_epoch:,} batches per epoch, '
         f'{run.total:,} in all' + ' (by max_iters, not by epochs)' * (c.max_iters is not None))  # fmt: skip

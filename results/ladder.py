@@ -80,6 +80,7 @@ def run_ladder(c, configs, flags):
     corpus, device, name = place(c)
     path = results_file(f'ladder_{name}', c.publish)
     results = open_results(path, corpus, flags)
+    dtype = results.setdefault('dtype', c.dtype)  # one for the whole ladder
     done = {(row['row'], row['seed']) for row in results['rows']}
     wanted = itertools.product(map(int, c.seeds.split(',')), configs)
     todo = [(seed, config, Path(config).stem) for seed, config in wanted if (Path(config).stem, seed) not in done]
@@ -89,7 +90,7 @@ def run_ladder(c, configs, flags):
         left = f', about {(time.monotonic() - start) / i * (len(todo) - i) / 60:.0f} minutes left' if i else ''
         print(f'\n==== {row}, seed {seed}: {i + 1} of {len(todo)}{left}', flush=True)
         folder = Path('out', path.stem, f'{row}_{seed}')
-        status = train_row(config, flags, seed, folder)
+        status = train_row(config, [f'--dtype={dtype}', *flags], seed, folder)
         if status in STOPPED:
             print(f'stopped, {len(todo) - i} to go: the same command goes on', file=sys.stderr)
             sys.exit(status)

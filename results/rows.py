@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 import train
+from bench import OVERLAYS
 from configurator import configure
 from data import open_corpus
 from results.record import ROOT, read
@@ -40,7 +41,6 @@ NUMBERS = {
     **{row: f'rung {i}' for i, row in enumerate(RUNGS, 1)},
     'best_97m': '',
 }
-OVERLAYS = ('cpu',)  # configs of sizes alone, which follow a row; every other config is a row
 
 
 def config_of(row):

@@ -17,6 +17,7 @@ from conftest import SMALL
 
 import checkpoint
 import train
+from bench import OVERLAYS
 from results import bench, ladder, nanogpt, pictures, puzzle, record, report, rows
 
 FLAGS = [*SMALL, '--dataset=tiny', '--max_iters=12', '--eval_interval=4']
@@ -141,7 +142,7 @@ def test_overlays_follow_the_rows_and_sgd_and_the_rungs_keep_their_rates(climb, 
     every_row = [rows.config_of(row) for row in rows.NUMBERS]
     assert rows.rows_and_overlays(['config/cpu.py']) == (every_row, ['config/cpu.py'])
     there = {file.stem for file in Path(rows.ROOT, 'config').glob('*.py')}
-    assert there == {*rows.NUMBERS, *rows.OVERLAYS}
+    assert there == {*rows.NUMBERS, *OVERLAYS}
 
 
 def test_a_row_that_was_stopped_or_killed_goes_on(climb, monkeypatch):

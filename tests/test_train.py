@@ -1,5 +1,6 @@
 """train.py from its command line: the log's rows, what is printed, resuming, sampling, several processes."""
 
+import contextlib
 import json
 import math
 import platform
@@ -390,7 +391,7 @@ def test_a_sample_ends_at_the_end_of_a_document(run, monkeypatch, capsys):
 
 def test_a_resumed_run_keeps_its_dtype_unless_it_is_asked_for_another(run, monkeypatch):
     """Whatever this computer finds fast now: 'bit for bit' holds for the run."""
-    monkeypatch.setattr(train, 'has_fast_bfloat16', lambda device: False)
+    monkeypatch.setattr(train, 'gain_of_bfloat16', lambda c: 0.5)
     run('--out_dir=out/dtype', '--dtype=bfloat16', '--max_iters=2')
     out = run('--out_dir=out/dtype', '--init_from=resume', '--dtype=auto', '--max_iters=3')
     assert 'device: cpu, bfloat16' in out and 'dtype was' not in out
@@ -421,11 +422,34 @@ def test_the_torch_model_says_that_it_picks_its_own_attention(run):
     assert "\nattention: nn.MultiheadAttention's own choice\n" in out
 
 
-@pytest.mark.parametrize(('ratio', 'fast'), [(2.5, False), (4.0, True)])
-def test_a_cpu_takes_bfloat16_where_a_product_in_it_is_three_times_as_fast(monkeypatch, ratio, fast):
-    times = iter([[9.0, ratio], [9.0, 1.0]])  # of float32, of bfloat16
-    monkeypatch.setattr(train.timeit, 'repeat', lambda *args, **options: next(times))
-    assert train.has_fast_bfloat16(torch.device('cpu')) == fast
+@pytest.mark.parametrize(('cost', 'rounds', 'line'), [
+    (0.5, 7, 'device: cpu, bfloat16 (2.0 times as fast as float32 here)'),
+    (1.25, 7, 'device: cpu, float32 (1.2 times as fast as bfloat16 here)'),
+    (9.0, 2, 'device: cpu, float32 (9.0 times as fast as bfloat16 here)'),
+])  # fmt: skip
+def test_a_cpu_takes_the_dtype_in_which_the_models_layers_are_faster(run, monkeypatch, cost, rounds, line):
+    """By a clock that ticks once per layer stack in float32, and `cost` times in bfloat16; the first round, which warms
+    up, does not count, and a hopeless case ends early."""
+    clock, seen, autocast = [0.0], [], train.autocast
+
+    @contextlib.contextmanager
+    def tick(c):
+        with autocast(c):
+            yield
+        seen.append(c.dtype)
+        clock[0] += (1.0 if c.dtype == 'float32' else cost) * (50 if len(seen) <= 2 else 1)
+
+    gain = train.gain_of_bfloat16
+
+    def measured(c):
+        with monkeypatch.context() as patch:
+            patch.setattr(train, 'autocast', tick)
+            patch.setattr(train.time, 'perf_counter', lambda: clock[0])
+            return gain(c)
+
+    monkeypatch.setattr(train, 'gain_of_bfloat16', measured)
+    out = run(f'--out_dir=out/dtype_{cost}', '--dtype=auto', '--max_iters=1')
+    assert line in out.splitlines() and seen == ['float32', 'bfloat16'] * rounds
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='a setting of glibc')
