@@ -105,7 +105,7 @@ def print_comparison(name, c, arguments):
         try:
             train.check_knobs(variant)
             run = runs[f'{knob}={value}'] = build_run(variant)
-            arguments = [f'--dtype={run.c.dtype}', *arguments] if knob != 'dtype' else arguments
+            arguments = [*arguments, f'--dtype={run.c.dtype}'] if knob != 'dtype' else arguments
         except (SystemExit, RuntimeError) as error:
             print(f'{knob}={value} is left out: {str(error).splitlines()[0]}', file=sys.stderr)
     if not runs:

@@ -90,7 +90,7 @@ def run_ladder(c, configs, flags):
         left = f', about {(time.monotonic() - start) / i * (len(todo) - i) / 60:.0f} minutes left' if i else ''
         print(f'\n==== {row}, seed {seed}: {i + 1} of {len(todo)}{left}', flush=True)
         folder = Path('out', path.stem, f'{row}_{seed}')
-        status = train_row(config, [f'--dtype={dtype}', *flags], seed, folder)
+        status = train_row(config, [*flags, f'--dtype={dtype}'], seed, folder)
         if status in STOPPED:
             print(f'stopped, {len(todo) - i} to go: the same command goes on', file=sys.stderr)
             sys.exit(status)

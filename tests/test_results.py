@@ -110,6 +110,14 @@ def test_a_readers_rows_go_to_out_and_stand_beside_the_published(climb, here, tm
     assert f'| `swiglu` | {loss:.3f} |  |' in report.beside(own, {})
 
 
+def test_a_ladder_is_in_one_dtype(climb, here, monkeypatch):
+    """Whatever a busy computer finds fast when the next row begins."""
+    for gain, row in ((0.9, 'swiglu'), (1.1, 'ema')):
+        monkeypatch.setattr(train, 'gain_of_bfloat16', lambda c, gain=gain: gain)
+        status, results, _ = climb(row, '--dtype=auto', '--seeds=7')
+        assert status == 0 and results['dtype'] == knobs_of(f'{row}_7')['dtype'] == 'float32'
+
+
 def test_what_cannot_be_written_is_found_before_the_first_row(climb, here, tmp_path, monkeypatch):
     (tmp_path / 'file').write_text('')
     monkeypatch.setattr(record, 'RESULTS', tmp_path / 'file')

@@ -496,6 +496,17 @@ def test_bench_prints_a_table(workplace, monkeypatch, capsys):
     assert names.split() == bench.COLUMNS and row.split()[0] == 'default' and row.split()[-1] == '-'
 
 
+def test_a_bench_table_is_in_one_dtype_and_takes_overlays(workplace, monkeypatch, capfd):
+    monkeypatch.chdir(workplace)
+    gains = iter([0.9, 1.1, 1.2, 1.3])
+    monkeypatch.setattr(train, 'gain_of_bfloat16', lambda c: next(gains))
+    flags = [flag for flag in BENCH if 'dtype' not in flag and 'batch_size' not in flag]
+    main(monkeypatch, bench, 'swiglu', 'ema', 'cpu', *flags, '--dtype=auto', '--json')
+    rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [(row['config'], row['dtype'], row['batch_size']) for row in rows] == [
+        ('swiglu', 'float32', 6), ('ema', 'float32', 6)]  # fmt: skip
+
+
 @pytest.mark.parametrize(('what', 'variants'), [
     ('attention', ['attention=sdpa', 'attention=chunked', 'attention=naive']),
     ('dtype', ['dtype=float32', 'dtype=bfloat16', 'dtype=float16']),
