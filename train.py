@@ -286,7 +286,8 @@ class Run:
         if c.dropout:  # a pure function of (seed, step, rank): no generator's state has to be saved to repeat it
             torch.manual_seed(int(np.random.SeedSequence((c.seed, self.step, rank)).generate_state(1)[0]))
         x, y = self.micro_batches()
-        torch.compiler.cudagraph_mark_step_begin()  # what a recording left of the step before may be written over
+        if c.compile:  # what a recording left of the step before may be written over
+            torch.compiler.cudagraph_mark_step_begin()
         batch_loss = 0.0
         for i in range(c.gradient_accumulation_steps):
             if world > 1:  # the processes exchange gradients once per step
@@ -317,7 +318,8 @@ class Run:
         model.eval()
         for i, (x, y) in enumerate(validation_batches(self.corpus.val.to(self.device), rows, self.c.block_size)):
             if i % world == rank:
-                torch.compiler.cudagraph_mark_step_begin()
+                if self.c.compile:
+                    torch.compiler.cudagraph_mark_step_begin()
                 with autocast(self.c):
                     total += model(x, y) * (y >= 0).sum()
         model.train()
