@@ -46,6 +46,7 @@ KNOWN = {
 # tests, installed packages, and the file that describes the machine
 STDLIB_LEFT_OUT = re.compile(r'(^|/)((test|tests|idle_test|site-packages|dist-packages)/|_sysconfigdata)')
 FILES = ('train.bin', 'val.bin', 'bpe.tiktoken', 'meta.json')
+# how files begin that are no text in UTF-8
 NO_TEXT = {b'\xff\xfe': 'UTF-16', b'\xfe\xff': 'UTF-16', b'\x1f\x8b': 'gzip', b'BZh': 'bzip2', b'\xfd7zXZ': 'xz',
            b'PK\3\4': 'zip or docx', b'%PDF': 'PDF', b'\x89PNG': 'PNG', b'\xff\xd8\xff': 'JPEG'}  # fmt: skip
 END = '<|endoftext|>'  # closes every document; a text that contains these characters still gets ordinary tokens
@@ -95,7 +96,7 @@ def learn_bpe(words, merges=MERGES):
             while i + 1 < len(ids):
                 if ids[i] == pair[0] and ids[i + 1] == pair[1]:
                     ids[i : i + 2] = [new]
-                    if i > 0:  # the neighbour on the left, then that on the right, has a new neighbour
+                    if i > 0:  # its neighbours, left and right, are in other pairs now
                         changes[ids[i - 1], pair[0]] -= count[w]
                         changes[ids[i - 1], new] += count[w]
                         users[ids[i - 1], new].add(w)
