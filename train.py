@@ -110,7 +110,7 @@ def over_processes(value, op=dist.ReduceOp.SUM):
     """A number or tensor, reduced over all processes; a single process gets its own back."""
     if not dist.is_initialized():
         return value
-    tensor = torch.as_tensor(value, device='cuda' if dist.get_backend() == 'nccl' else 'cpu')
+    tensor = torch.as_tensor(value)
     dist.all_reduce(tensor, op)
     return tensor
 
@@ -141,7 +141,7 @@ def choose_machine(c, saved=None):
         keep_freed_memory()
     if 'RANK' in os.environ:
         wait = datetime.timedelta(hours=1)  # for the first process, which may have a corpus to prepare
-        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', timeout=wait)
+        dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo', timeout=wait)
         # never freed: gloo would wait there for threads that wait for Python's own lock (pytorch/pytorch#56297)
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
     why_dtype = ''

@@ -542,7 +542,7 @@ def test_four_processes_equal_one(run, together):
     """They agree on the dtype, too, of which each measures whether it is fast."""
     run('--out_dir=out/one_of_four')
     text = together(4, '--out_dir=out/four', '--dtype=auto', prepare=(find_bfloat16_fast_in_the_second_process,))
-    assert text.count('device: cpu, float32, 4 processes') == 1 and text.count('2 layer') == 1
+    assert text.count('float32 (1.2 times as fast as bfloat16 here), 4 processes') == 1 and text.count('2 layer') == 1
     ours, theirs = (
         [json.loads(line) for line in open(f'out/{name}/metrics.jsonl')] for name in ('one_of_four', 'four')
     )
