@@ -97,7 +97,8 @@ def find_config(path, program):
     """The path of a config file: as it is, or beside the program, or the name of one in its config/."""
     home = Path(program).parent
     places = (Path(path).expanduser(), home / path, home / 'config' / f'{path}.py')
-    return next((str(place) for place in places if place.is_file()), path)
+    named = path if path.endswith('.py') else str(places[-1])  # the error then lists its neighbours
+    return next((str(place) for place in places if place.is_file()), named)
 
 
 def read_flag(flag, knobs):

@@ -311,8 +311,8 @@ def test_a_config_is_found_from_anywhere(tmp_path):
         assert [Path(file) for file in files] == [HOME / 'config/swiglu.py', HOME / 'config/cpu.py']
     Path('swiglu').mkdir()  # such as an out_dir
     assert configure([HOME / 'train.py'], ['swiglu'])[0].activation == 'swiglu'
-    with exits('nowhere', 'no such config file'):
-        configure([HOME / 'train.py'], ['nowhere'])
+    with exits('no such config file', 'did you mean', 'config/swiglu.py?'):
+        configure([HOME / 'train.py'], ['swigluu'])
 
 
 def test_a_character_that_the_output_lacks_is_replaced(monkeypatch):

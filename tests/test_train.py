@@ -351,7 +351,7 @@ def test_sampling(run, monkeypatch, capsys):
         (['--out_dir=out/nothing'], 'out/nothing/ckpt.pt cannot be read: No such file'),
         (['--top_k=0'], 'top_k is 0, expected at least 1'),
         (['--temperature=-1'], 'temperature is -1.0, expected at least 0'),
-        (['def '], 'def : no such config file'),
+        (['def '], 'config/def .py: no such config file'),
         (['--tempreature=1'], 'did you mean temperature?'),
         (['--device=gpu'], "device is 'gpu'"),
         (['--dtype=foo'], "dtype is 'foo', expected one of: auto, float32"),
