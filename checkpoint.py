@@ -79,9 +79,7 @@ def load(out_dir):
         sys.exit(f'{path} cannot be read: {error.strerror}. Runs that are there: {runs}.')
     except Exception as error:  # whatever zipfile, pickle and torch say of any bytes
         reason = (str(error) or repr(error)).splitlines()[0]
-        sys.exit(
-            f'{path} is damaged or no checkpoint of this program: {reason}. Only --overwrite goes on, from the start.'
-        )
+        sys.exit(f'{path} is damaged or no checkpoint of this program: {reason}. train.py --overwrite begins anew.')
 
 
 def state_of(run):

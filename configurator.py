@@ -124,10 +124,8 @@ def configure(programs, arguments):
     if '--help' in arguments or '-h' in arguments:
         print(f'usage: python {Path(programs[0]).name} [CONFIG.py ...] [--KNOB=VALUE ...]\n')
         for name, knob in knobs.items():
-            print(
-                f'  --{name}={knob.default}'.ljust(36),
-                ', '.join(knob.choices) + '. ' * bool(knob.choices) + knob.comment,
-            )
+            choices = f'{", ".join(knob.choices)}. ' if knob.choices else ''
+            print(f'  --{name}={knob.default}'.ljust(36), choices + knob.comment)
         sys.exit(0)
     flags = [read_flag(a, knobs) for a in arguments if a.startswith('-')]
     files = [find_config(a, programs[-1]) for a in arguments if not a.startswith('-')]

@@ -149,9 +149,8 @@ class Corpus:
             )
             self.source, encoding = self.meta['source'], self.meta['encoding']
             self.val_bytes = int(self.meta['val']['bytes'])
-            self.vocabulary = (
-                (self.folder / 'bpe.tiktoken').read_text(encoding='utf-8') if encoding == 'bpe' else encoding
-            )
+            ranks = self.folder / 'bpe.tiktoken'
+            self.vocabulary = ranks.read_text(encoding='utf-8') if encoding == 'bpe' else encoding
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             source, encoding = self.meta.get('source', 'SOURCE'), self.meta.get('encoding', 'bpe')
             option = '' if encoding == 'bpe' else f' --encoding={encoding}'

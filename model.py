@@ -87,9 +87,7 @@ class Config:
 def rotary_table(block_size, width, base=10000.0):
     """Cosines and sines, (2, T, 1, 1, D/2): position t turns pair i by t / base^(2i/D) (Su et al., 2021)."""
     if width % 2:
-        sys.exit(
-            f'positions turn pairs of channels, and their width is {width}, an odd number: change n_embd or n_head.'
-        )
+        sys.exit(f'positions need an even width to turn, and {width} is an odd number: change n_embd or n_head.')
     # built in float64 and used in float32: in bfloat16, neighbouring positions would share an angle
     frequency = base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
     angle = torch.outer(torch.arange(block_size, dtype=torch.float64), frequency)

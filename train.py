@@ -75,7 +75,7 @@ epochs = 3  # passes over the data
 max_iters: int | None = None  # stop after so many steps instead of epochs; 0: print the headline only
 # machine
 device = 'auto'  # 'cpu', 'cuda', 'cuda:1', 'mps', or 'auto': cuda, else mps, else cpu
-dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'  # 'auto': bfloat16 where it is fast; a resumed run's
+dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'  # 'auto': the faster; a resumed run keeps its own
 compile: bool | None = None  # torch.compile the model; None: on CUDA only
 
 # ---- checks --------------------------------------------------------------------------------------------------------
@@ -91,7 +91,8 @@ def check_knobs(c):
         low = 1 if type(value) is int and name not in MAY_BE_0 else 0
         high = 1 if name in BELOW_1 else 2**63 if type(value) is int else math.inf
         if isinstance(value, (int, float)) and not low <= value < high:
-            sys.exit(f'{name} is {value}, expected at least {low}' + f' and less than {high}.' * (high < math.inf))
+            above = f' and less than {high}' if value >= high or high == 1 else ''
+            sys.exit(f'{name} is {value}, expected at least {low}{above}.')
         if name in FLASH_ONLY and vars(c).get('model') == 'torch' and value != globals()[name]:
             sys.exit(f"{name} is {value!r}, which model='torch' ignores: leave it out, or add --model=flash.")
     if vars(c).get('min_lr', 0) > vars(c).get('learning_rate', 1):
@@ -173,8 +174,8 @@ def gain_of_bfloat16(c):
     for dtype in seconds:
         variant = SimpleNamespace(**vars(c) | {'dtype': dtype, 'n_layer': min(2, c.n_layer)})
         variant.attention, _ = choose_attention(c.attention, torch.device('cpu'), getattr(torch, dtype), c.dropout)
-        models[dtype] = variant, build_model(variant, 1024)
-    for i in range(7):
+        models[dtype] = variant, build_model(variant, 1024)  # about the size of our vocabulary
+    for i in range(7):  # the first round warms up
         for dtype, (variant, model) in models.items():
             start = time.perf_counter()
             with autocast(variant):

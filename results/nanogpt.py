@@ -105,6 +105,7 @@ def main():
     check_shape(c)
     runs = build_runs(c)
     device = runs['this'].device
+    path = results_file(f'nanogpt_{device.type}', c.publish)
     times = bench.time_in_turns([run.train_step for run in runs.values()], device, c.seconds)
     row = {
         'command': shlex.join(['python', '-m', 'results.nanogpt', *sys.argv[1:]]),
@@ -117,7 +118,6 @@ def main():
         **provenance(),
     }
     print(nanogpt_table({'rows': [row]}))
-    path = results_file(f'nanogpt_{device.type}', c.publish)
     results = {'rows': [], **read(path)}
     others = [other for other in results['rows'] if any(other[knob] != row[knob] for knob in SHAPE)]
     write(path, results | {'rows': [*others, row]})

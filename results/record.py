@@ -45,7 +45,13 @@ def results_file(name, publish):
     """Where results are kept: in results/ to be published, else in out/. Exits, before anything is measured, if nothing
     can be written there."""
     path = (RESULTS if publish else Path('out')) / f'{name}.json'
-    write(path, read(path), quiet=True)
+    new = path.with_suffix('.new')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new.touch()
+        new.unlink()
+    except OSError as error:
+        sys.exit(f'{path} cannot be written: {error.strerror}.')
     return path
 
 
@@ -54,14 +60,9 @@ def read(path):
     return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
 
 
-def write(path, results, quiet=False):
+def write(path, results):
     """Write the results beside the file, then take its name: whatever happens, the old file or the new one is whole."""
     new = path.with_suffix('.new')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text(json.dumps(results, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
-        os.replace(new, path)
-    except OSError as error:
-        sys.exit(f'{path} cannot be written: {error.strerror}.')
-    if not quiet:
-        print(f'{os.path.relpath(path)} is written', flush=True)
+    new.write_text(json.dumps(results, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    os.replace(new, path)
+    print(f'{os.path.relpath(path)} is written', flush=True)

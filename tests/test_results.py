@@ -118,6 +118,13 @@ def test_a_ladder_is_in_one_dtype(climb, here, monkeypatch):
         assert status == 0 and results['dtype'] == knobs_of(f'{row}_7')['dtype'] == 'float32'
 
 
+def test_a_ladder_that_was_stopped_before_its_first_row_leaves_no_results(climb, here, tmp_path, monkeypatch):
+    """An empty file of results would stop the report."""
+    monkeypatch.setattr(ladder, 'train_row', lambda *args: 130)
+    status, results, _ = climb('swiglu')
+    assert status == 130 and not results and not list(tmp_path.glob('ladder_*'))
+
+
 def test_what_cannot_be_written_is_found_before_the_first_row(climb, here, tmp_path, monkeypatch):
     (tmp_path / 'file').write_text('')
     monkeypatch.setattr(record, 'RESULTS', tmp_path / 'file')
