@@ -20,15 +20,16 @@ from types import SimpleNamespace
 import torch
 
 import train
-from configurator import configure, read_knobs, run_program
+from configurator import configure, knobs_of, run_program
 from data import vocab_size_of
+from machine import choose_machine
 
 json = False  # a JSON object per row in place of the table
 compare: str | None = None  # a knob, or KNOB=VALUE,VALUE: its values beside each other, turn by turn
 profile = False  # where the time of a step goes; the trace is written to trace.json
 seconds = 10.0  # how long each row is timed, after the warm-up; at least 5 steps
 
-PROGRAMS = [__file__, train.__file__]  # whose knobs these are
+PROGRAMS = [sys.modules[__name__], train]  # whose knobs these are
 COLUMNS = 'config ms_median ms_p10 ms_p90 tokens_per_s peak_memory_gb'.split()
 OVERLAYS = ('cpu',)  # configs of sizes alone, which follow a row; every other config is a row
 WARM_UP = 3  # steps: the first compiles and allocates, the next settle caches and clocks
@@ -36,7 +37,7 @@ WARM_UP = 3  # steps: the first compiles and allocates, the next settle caches a
 
 def build_run(c):
     """train.py's Run on this machine, warmed up, on as many random tokens as two steps read."""
-    train.choose_machine(c)
+    choose_machine(c)
     generator, vocab_size = torch.Generator().manual_seed(c.seed), vocab_size_of(c.dataset)
     tokens = torch.randint(vocab_size, (2 * c.batch_size * c.block_size + 1,), generator=generator, dtype=torch.int32)
     run = train.Run(c, SimpleNamespace(train=tokens, encoding=SimpleNamespace(n_vocab=vocab_size)))
@@ -92,10 +93,9 @@ def print_row(row, first):
 
 def print_comparison(name, c, arguments):
     """The times of c.compare's values, and their ratios to the first that runs; says which cannot run, and why."""
-    knobs, (knob, _, listed) = read_knobs(train.__file__), c.compare.partition('=')
-    if knob not in knobs:
-        sys.exit(f'--compare={knob}: train.py has no such knob; --help lists them.')
-    choices = ('False', 'True') if 'bool' in knobs[knob].types else knobs[knob].choices
+    knob, _, listed = c.compare.partition('=')
+    _, allowed = knobs_of([train]).get(knob, (None, [bool]))  # configure refuses a knob that is not there
+    choices = ['False', 'True'] if bool in allowed else [one for one in allowed if isinstance(one, str)]
     values = listed.split(',') if listed else [value for value in choices if value != 'auto']
     if not values:
         sys.exit(f'name the values: --compare={knob}=VALUE,VALUE')
@@ -105,7 +105,7 @@ def print_comparison(name, c, arguments):
         try:
             train.check_knobs(variant)
             run = runs[f'{knob}={value}'] = build_run(variant)
-            arguments = [*arguments, f'--dtype={run.c.dtype}'] if knob != 'dtype' else arguments
+            arguments.append(f'--dtype={run.c.dtype}')  # for the values that follow, unless they are dtypes
         except (SystemExit, RuntimeError) as error:
             print(f'{knob}={value} is left out: {str(error).splitlines()[0]}', file=sys.stderr)
     if not runs:
@@ -142,17 +142,14 @@ def main():
         arguments = [file, *overlays, *flags] if file else [*overlays, *flags]
         c, name = configure(PROGRAMS, arguments)[0], Path(file).stem if file else 'default'
         torch.compiler.reset()  # no row inherits the code that was compiled for another
-        try:
-            if c.compare:
-                print_comparison(name, c, arguments)
-            elif c.profile:
-                print_profile(c)
-            else:
-                row = measure(name, c)
-                flags.append(f'--dtype={row["dtype"]}')  # a table is in one dtype
-                print(dumps(row), flush=True) if c.json else print_row(row, first=i == 0)
-        except torch.OutOfMemoryError:
-            sys.exit(f'{name}: {c.device} is out of memory; lower --batch_size from {c.batch_size}.')
+        if c.compare:
+            print_comparison(name, c, arguments)
+        elif c.profile:
+            print_profile(c)
+        else:
+            row = measure(name, c)
+            flags.append(f'--dtype={row["dtype"]}')  # a table is in one dtype
+            print(dumps(row), flush=True) if c.json else print_row(row, first=i == 0)
 
 
 if __name__ == '__main__':

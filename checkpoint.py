@@ -22,11 +22,8 @@ FIXED = ('model n_layer n_head n_embd d_ff block_size activation position embedd
 def lock_folder(out_dir, fresh):
     """Make the folder this process's own until it ends, however it ends, or closes the file that is returned. Exits if
     another process has it; exits if fresh and it holds a run."""
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        lock = open(out_dir / 'lock', 'w', encoding='utf-8')
-    except OSError as error:
-        sys.exit(f'{out_dir} cannot be used as a folder for the run: {error.strerror}. Choose another --out_dir.')
+    out_dir.mkdir(parents=True, exist_ok=True)
+    lock = open(out_dir / 'lock', 'w', encoding='utf-8')
     try:
         import fcntl
 
@@ -36,8 +33,7 @@ def lock_folder(out_dir, fresh):
     except (ImportError, OSError) as error:  # Windows, some network file systems
         print(f'{out_dir} cannot be locked ({error}): take care that no other run uses it', file=sys.stderr)
     if fresh and (out_dir / 'ckpt.pt').exists():
-        sys.exit(f'{out_dir} holds a run already: add --init_from=resume to go on, --overwrite to lose it, '
-                 'or choose another --out_dir.')  # fmt: skip
+        sys.exit(f'{out_dir} holds a run: --init_from=resume goes on, --overwrite loses it, a new --out_dir keeps it.')
     return lock
 
 
@@ -98,16 +94,15 @@ def state_of(run):
 
 def restore(run, saved):
     """Take up a saved state; returns what differs in the knobs, a text each. Exits if that makes it another run."""
-    now = state_of(run)
-    changed = {knob: f'{knob} was {was!r}, now {now["knobs"].get(knob)!r}' for knob, was in saved['knobs'].items()
-               if was != now['knobs'].get(knob)}  # fmt: skip
+    was, now, state = saved['knobs'], vars(run.c), state_of(run)
+    changed = {knob: f'{knob} was {was[knob]!r}, now {now.get(knob)!r}' for knob in was if was[knob] != now.get(knob)}
     refused = [change for knob, change in changed.items() if knob in FIXED]
-    refused += [f'another {name}' for name in ('corpus', 'vocabulary') if saved[name] != now[name]]
+    refused += [f'another {name}' for name in ('corpus', 'vocabulary') if saved[name] != state[name]]
     if refused:
         sys.exit(f'cannot resume: {"; ".join(refused)}. Use the command of the first run, or another --out_dir.')
     run.model.load_state_dict(saved['model'])
-    for optimizer, state in zip(run.optimizers, saved['optimizers'], strict=True):
-        optimizer.load_state_dict(state)
+    for optimizer, its_state in zip(run.optimizers, saved['optimizers'], strict=True):
+        optimizer.load_state_dict(its_state)
     if run.ema:
         run.ema.load_state_dict(saved['ema'])
     if saved['scaler']:  # one that was off has no state

@@ -11,40 +11,33 @@ import contextlib
 import difflib
 import math
 import os
+import re
 import sys
-from collections import namedtuple
 from pathlib import Path
-from types import SimpleNamespace
+from types import NoneType, SimpleNamespace
+from typing import get_args
 
+LITERALS = (bool, int, float, str, NoneType)
 ARITHMETIC = (ast.Constant, ast.UnaryOp, ast.USub, ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv)
-TYPES = {'bool': bool, 'int': int, 'float': float, 'str': str, 'None': type(None)}
-ERRORS = (ValueError, ArithmeticError, RecursionError, MemoryError)  # what a text can do to parser and arithmetic
-Knob = namedtuple('Knob', 'default types choices comment')  # types: the names of TYPES that a value may have
+ERRORS = (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError)  # what a text can do to a parser
 
 
-def read_knobs(path):
-    """The knobs of a program: {name: Knob} of the lower-case literals assigned at the top level of its source. A knob
-    has the type of its default, the types of its annotation `int | None`, or its choices: `Literal['a', 'b']`."""
-    source = Path(path).read_text(encoding='utf-8')
+def knobs_of(programs):
+    """The knobs of programs, which are modules: {name: (default, what it may be)} of the lower-case literals at their
+    top level. A knob may have the type of its default, the types of its annotation, `int | None`, or its choices,
+    `Literal['a', 'b']`."""
     knobs = {}
-    for node in ast.parse(source).body:
-        if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, ast.Constant):
-            annotated, default = isinstance(node, ast.AnnAssign), node.value.value
-            name = (node.target if annotated else node.targets[0]).id
-            types, choices = [type(default).__name__], ()
-            if annotated and isinstance(node.annotation, ast.Subscript):
-                choices = ast.literal_eval(node.annotation.slice)
-            elif annotated:
-                types = ast.unparse(node.annotation).split(' | ')
-            if name.islower():
-                comment = source.splitlines()[node.lineno - 1].partition('  # ')[2]
-                knobs[name] = Knob(default, types, choices, comment)
+    for program in programs:
+        for name, default in list(vars(program).items()):  # __annotations__ may come in
+            if name.islower() and not name.startswith('_') and type(default) in LITERALS:
+                kind = program.__annotations__.get(name, type(default))
+                knobs[name] = default, get_args(kind) or (kind,)
     return knobs
 
 
 def evaluate(node):
     """The value of a literal, or of + - * / // on numbers; ValueError for anything else."""
-    if isinstance(node, ast.Constant) and type(node.value) in TYPES.values():
+    if isinstance(node, ast.Constant) and type(node.value) in LITERALS:
         return node.value
     for part in ast.walk(node):
         if not isinstance(part, ARITHMETIC) or isinstance(part, ast.Constant) and type(part.value) not in (int, float):
@@ -52,19 +45,22 @@ def evaluate(node):
     return eval(compile(ast.Expression(node), 'config', 'eval'))  # numbers and signs, nothing else
 
 
+def closest(name, names, otherwise):
+    """What to try in place of a name that does not exist."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f'did you mean {close[0]}?' if close else otherwise
+
+
 def check(name, value, knobs):
-    """The value as its knob's type; ValueError if there is no such knob or the value is of another type."""
+    """The value as its knob's type; ValueError if there is no such knob, or it may not be this."""
     if name not in knobs:
-        close = difflib.get_close_matches(name, knobs, n=1)
-        hint = f'did you mean {close[0]}?' if close else 'see --help for all of them.'
-        raise ValueError(f'there is no knob {name!r:.60}; {hint}')
-    types, choices = knobs[name].types, knobs[name].choices
-    if type(value) is int and 'float' in types and 'int' not in types:
+        raise ValueError(f'there is no knob {name!r:.60}; {closest(name, knobs, "see --help for all of them.")}')
+    _, allowed = knobs[name]
+    if type(value) is int and float in allowed and int not in allowed:
         value = float(value)
-    if type(value) not in [TYPES[t] for t in types] or isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f'{name} is {value!r:.60}, expected {" or ".join(types)}')
-    if choices and value not in choices:
-        raise ValueError(f'{name} is {value!r:.60}, expected one of: {", ".join(choices)}')
+    if not (value in allowed or type(value) in allowed) or isinstance(value, float) and not math.isfinite(value):
+        expected = ' or '.join(getattr(one, '__name__', repr(one)) for one in allowed).replace('NoneType', 'None')
+        raise ValueError(f'{name} is {value!r:.60}, expected {expected}')
     return value
 
 
@@ -81,21 +77,17 @@ def read_config(path, knobs):
                 raise ValueError('a config file holds only assignments, name = value; nothing in it was run')
     except FileNotFoundError:
         there = sorted(str(p) for p in Path(path).parent.glob('*.py'))
-        close = difflib.get_close_matches(str(path), there, n=1)
-        hint = f'did you mean {close[0]}?' if close else f'there are: {", ".join(there) or "no .py files"}.'
-        sys.exit(f'{path}: no such config file; {hint}')
-    except OSError as error:
-        sys.exit(f'{path}: cannot be read as a config file: {error.strerror}.')
-    except SyntaxError as error:
-        sys.exit(f'{path}:{error.lineno or line}: not valid Python: {error.msg}.')
+        others = f'there are: {", ".join(there) or "no .py files"}.'
+        sys.exit(f'{path}: no such config file; {closest(path, there, others)}')
     except ERRORS as error:
-        sys.exit(f'{path}:{line}: {str(error).rstrip(".") or type(error).__name__}.')
+        line, reason = getattr(error, 'lineno', None) or line, getattr(error, 'msg', '') or str(error)
+        sys.exit(f'{path}:{line}: {reason.rstrip(".") or type(error).__name__}.')
     return values
 
 
 def find_config(path, program):
     """The path of a config file: as it is, or beside the program, or the name of one in its config/."""
-    home = Path(program).parent
+    home = Path(program.__file__).parent
     places = (Path(path).expanduser(), home / path, home / 'config' / f'{path}.py')
     named = path if path.endswith('.py') else str(places[-1])  # the error then lists its neighbours
     return next((str(place) for place in places if place.is_file()), named)
@@ -104,12 +96,12 @@ def find_config(path, program):
 def read_flag(flag, knobs):
     """One --key=value, checked: {key: value}. --key alone means True; text needs no quotes and may hold '='."""
     name, equals, text = flag.removeprefix('--').partition('=')
-    types = knobs[name].types if name in knobs else ['bool']
-    if not equals and 'bool' not in types:
+    _, allowed = knobs.get(name, (None, (bool,)))
+    if not equals and bool not in allowed:
         sys.exit(f'{flag}: a value is missing; write --{name}=VALUE.')
     value = text if equals else True
-    if equals and ('str' not in types or text == 'None' and 'None' in types):
-        with contextlib.suppress(SyntaxError, *ERRORS):  # the value stays text, and check() says what it expected
+    if equals and (not {str, text} & {*allowed} or text == 'None' and NoneType in allowed):
+        with contextlib.suppress(*ERRORS):  # the value stays text, and check() says what it expected
             value = evaluate(ast.parse(text.strip(), mode='eval').body)
     try:
         return {name: check(name, value, knobs)}
@@ -119,25 +111,27 @@ def read_flag(flag, knobs):
 
 def configure(programs, arguments):
     """A program's settings from its arguments: (namespace of all knobs, list of the config files). `programs` are the
-    source files whose knobs count. --help prints the knobs and exits."""
-    knobs = {name: knob for path in programs for name, knob in read_knobs(path).items()}
+    modules whose knobs count, the last of them beside config/. --help prints the knobs and exits."""
+    knobs = knobs_of(programs)
     if '--help' in arguments or '-h' in arguments:
-        print(f'usage: python {Path(programs[0]).name} [CONFIG.py ...] [--KNOB=VALUE ...]\n')
-        for name, knob in knobs.items():
-            choices = f'{", ".join(knob.choices)}. ' if knob.choices else ''
-            print(f'  --{name}={knob.default}'.ljust(36), choices + knob.comment)
+        sources = ''.join(Path(program.__file__).read_text(encoding='utf-8') for program in programs)
+        comments = dict(re.findall(r'^(\w+).* = .*?  # (.*)$', sources, re.MULTILINE))
+        print(f'usage: python {Path(programs[0].__file__).name} [CONFIG.py ...] [--KNOB=VALUE ...]\n')
+        for name, (default, allowed) in knobs.items():
+            choices = f'{", ".join(allowed)}. ' if isinstance(allowed[0], str) else ''
+            print(f'  --{name}={default}'.ljust(36), choices + comments[name])
         sys.exit(0)
     flags = [read_flag(a, knobs) for a in arguments if a.startswith('-')]
     files = [find_config(a, programs[-1]) for a in arguments if not a.startswith('-')]
-    values = {name: knob.default for name, knob in knobs.items()}
+    values = {name: default for name, (default, _) in knobs.items()}
     for given in (*(read_config(path, knobs) for path in files), *flags):
         values |= given
     return SimpleNamespace(**values), files
 
 
 def run_program(main):
-    """Run a program's main. Ctrl-C, or a reader of its output that leaves, ends it without a traceback; a character
-    that the output's encoding lacks is replaced."""
+    """Run a program's main, and end it without a traceback: on Ctrl-C, when a reader of its output leaves, where a file
+    or the memory fails it. A character that the output's encoding lacks is replaced."""
     sys.stdout.reconfigure(errors='replace')
     try:
         main()
@@ -147,3 +141,9 @@ def run_program(main):
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python itself writes what is left at its end
         sys.exit(141)
+    except OSError as error:
+        sys.exit(str(error))
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is one; on a CPU torch has none of its own
+        if isinstance(error, RuntimeError) and not re.search('out of memory|allocate', str(error)):
+            raise
+        sys.exit('out of memory: lower --batch_size, or raise --gradient_accumulation_steps for the same update.')

@@ -17,6 +17,7 @@ import hashlib
 import heapq
 import itertools
 import json
+import math
 import os
 import re
 import shlex
@@ -65,6 +66,22 @@ BAR = dict(unit='B', unit_scale=True, disable=None)  # a bar of progress, on ter
 # ---- byte-pair encoding --------------------------------------------------------------------------------------------
 
 
+def merge(ids, pair, new):
+    """Replace a pair in a word's token ids by a new token, in place. Yields the pairs of its neighbours: those that are
+    gone with -1, the new ones with 1."""
+    i = 0
+    while i + 1 < len(ids):
+        if ids[i] == pair[0] and ids[i + 1] == pair[1]:
+            ids[i : i + 2] = [new]
+            if i > 0:
+                yield (ids[i - 1], pair[0]), -1
+                yield (ids[i - 1], new), 1
+            if i + 1 < len(ids):
+                yield (pair[1], ids[i + 1]), -1
+                yield (new, ids[i + 1]), 1
+        i += 1
+
+
 def learn_bpe(words, merges=MERGES):
     """Byte-pair encoding (Sennrich et al., 2016; over bytes as in GPT-2): start from the 256 bytes, then again and
     again make the commonest pair of neighbouring tokens a token of its own.
@@ -92,19 +109,10 @@ def learn_bpe(words, merges=MERGES):
         tokens.append(tokens[pair[0]] + tokens[pair[1]])
         changes = collections.Counter()
         for w in users.pop(pair):
-            ids, i = spelling[w], 0
-            while i + 1 < len(ids):
-                if ids[i] == pair[0] and ids[i + 1] == pair[1]:
-                    ids[i : i + 2] = [new]
-                    if i > 0:  # its neighbours, left and right, are in other pairs now
-                        changes[ids[i - 1], pair[0]] -= count[w]
-                        changes[ids[i - 1], new] += count[w]
-                        users[ids[i - 1], new].add(w)
-                    if i + 1 < len(ids):
-                        changes[pair[1], ids[i + 1]] -= count[w]
-                        changes[new, ids[i + 1]] += count[w]
-                        users[new, ids[i + 1]].add(w)
-                i += 1
+            for p, sign in merge(spelling[w], pair, new):
+                changes[p] += sign * count[w]
+                if sign > 0:
+                    users[p].add(w)
         changes[pair] = -pairs[pair]  # none is left
         for p, change in changes.items():
             pairs[p] += change
@@ -171,8 +179,7 @@ def open_corpus(dataset):
         return Corpus(name)
     if dataset not in KNOWN and not os.path.exists(os.path.expanduser(dataset)) and '://' not in dataset:
         there = ', '.join(sorted(p.parent.name for p in ROOT.glob('*/meta.json'))) or 'none'
-        sys.exit(f'there is no corpus {dataset!r}; prepared: {there}; known: {", ".join(KNOWN)}; '
-                 'a path is prepared by: python data.py PATH')  # fmt: skip
+        sys.exit(f'{dataset} is no path and no corpus; prepared: {there}; known: {", ".join(KNOWN)}.')
     return Corpus(prepare(dataset))
 
 
@@ -195,8 +202,7 @@ class Batches:
         self.n_sequences = (len(tokens) - 1) // block_size
         self.per_epoch = self.n_sequences // batch_size
         if not self.per_epoch:
-            sys.exit(f'the training text has {len(tokens)} tokens, fewer than a batch of {batch_size} x {block_size}: '
-                     'lower --batch_size or --block_size.')  # fmt: skip
+            sys.exit(f'{len(tokens)} training tokens do not fill a batch: lower --batch_size or --block_size.')
         self.tokens, self.batch_size, self.seed = tokens.to(device), batch_size, seed
         self.offsets = torch.arange(block_size + 1, device=device)
 
@@ -296,9 +302,7 @@ def fetch(place, remote, scratch):
             archive.extractall(folder, filter='data')
             if archive.fileobj.read().strip(b'\0'):  # gzip and xz compare their checksums at the very end
                 raise tarfile.ReadError('the archive goes on after its end: it is damaged')
-    else:
-        return path
-    return folder
+    return folder if folder.exists() else path
 
 
 # ---- preparing a corpus --------------------------------------------------------------------------------------------
@@ -375,14 +379,11 @@ def pieces(text):
 
 
 def count_words(documents):
-    """{word: count} of the documents' text split by SPLIT; of an evenly spread sample if there is more than SAMPLE."""
+    """{word: count} of the documents' text split by SPLIT; of every second, third, ... piece of more than SAMPLE."""
     words, pattern = collections.Counter(), regex.compile(SPLIT)
-    share = min(1.0, SAMPLE / max(1, sum(len(document()) for document in documents)))
-    for i, piece in enumerate(piece for document in documents for piece in pieces(document())):
-        if int((i + 1) * share) > int(i * share):
-            words.update(
-                word[at : at + LONGEST] for word in pattern.findall(piece) for at in range(0, len(word), LONGEST)
-            )
+    every = max(1, math.ceil(sum(len(document()) for document in documents) / SAMPLE))
+    for piece in itertools.islice((piece for document in documents for piece in pieces(document())), 0, None, every):
+        words.update(word[at : at + LONGEST] for word in pattern.findall(piece) for at in range(0, len(word), LONGEST))
     return words
 
 

@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-flash_attn = None  # the package, imported by choose_attention where it can run
-
 # ---- attention: q (B, T, H, D) and k, v (B, S, H, D) to (B, T, H, D), causal ---------------------------------------
 # Training reads a whole text: T = S. Generation adds one token to the S - 1 of the cache: T = 1, and it sees them all.
 
@@ -53,6 +51,8 @@ def sdpa_attention(q, k, v, dropout=0.0):
 
 def flash_attention(q, k, v, dropout=0.0):
     """The flash-attn package (FlashAttention-2: Dao, 2023). It takes (B, T, H, D) as it is."""
+    import flash_attn  # here, since it runs on some GPUs only
+
     return flash_attn.flash_attn_func(q, k, v, dropout_p=dropout, causal=True)
 
 
@@ -299,28 +299,8 @@ class TorchTransformer(LanguageModel):
 MODELS = {'flash': Transformer, 'torch': TorchTransformer}
 
 
-# ---- which attention runs here -------------------------------------------------------------------------------------
-
-
-def choose_attention(attention, device, dtype, dropout=0.0):
-    """The kernel that the knob means on this device: (name, reason). Exits if 'flash' cannot run."""
-    global flash_attn
-    obstacle, capability = None, torch.cuda.get_device_capability(device) if device.type == 'cuda' else (0, 0)
-    if capability < (8, 0):
-        obstacle = 'flash-attn needs a CUDA device of capability 8.0 or more'
-    elif dtype not in (torch.bfloat16, torch.float16):
-        obstacle = 'flash-attn needs bfloat16 or float16'
-    else:
-        try:
-            import flash_attn
-        except Exception as error:  # not installed; or built for another torch, for which there are many errors
-            obstacle = f'no flash-attn: {(str(error) or repr(error)).splitlines()[0]}'
-    if attention == 'flash' and obstacle:
-        sys.exit(f'--attention=flash cannot run here: {obstacle}. --attention=auto takes what can.')
-    if attention != 'auto':
-        return attention, 'as asked'
-    if device.type == 'cpu' and (dropout or dtype == torch.bfloat16):
-        return 'chunked', "PyTorch's CPU kernel is slow in bfloat16 and has no dropout"
-    if capability >= (9, 0):
-        return 'sdpa', "cuDNN's kernel is reported to be the fastest on this GPU"
-    return ('sdpa', obstacle) if obstacle else ('flash', 'FlashAttention 2')
+def build_model(c, vocab_size):
+    """The model that the knobs c describe, its initial weights a pure function of them and of the seed."""
+    torch.manual_seed(c.seed)
+    shape = {name: getattr(c, name) for name in Config.__dataclass_fields__ if name != 'vocab_size'}
+    return MODELS[c.model](Config(vocab_size, **shape))

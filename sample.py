@@ -15,6 +15,8 @@ import checkpoint
 import train
 from configurator import configure, run_program
 from data import read_encoding
+from machine import autocast, choose_machine
+from model import build_model
 
 out_dir = 'out/best_cpu'  # the run to sample from; this one is README.md's first
 start = ''  # the text to go on from; empty: the start of a document
@@ -30,22 +32,22 @@ dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'  # 'auto': the
 def load_model(out_dir, device='auto', dtype='auto'):
     """A run's model, with the average of its weights where it kept one: (model, its Encoding, the run's knobs)."""
     saved = checkpoint.load(out_dir)
-    defaults, _ = configure([train.__file__], [])  # for knobs that are younger than the checkpoint
+    defaults, _ = configure([train], [])  # for knobs that are younger than the checkpoint
     knobs = SimpleNamespace(**vars(defaults) | saved['knobs'] | {'attention': 'auto', 'device': device, 'dtype': dtype})
-    train.choose_machine(knobs, saved)
+    choose_machine(knobs, saved)
     encoding = read_encoding(saved['vocabulary'])
-    net = train.build_model(knobs, encoding.n_vocab)
+    net = build_model(knobs, encoding.n_vocab)
     net.load_state_dict(saved['ema'] or saved['model'])
     return net.to(knobs.device), encoding, knobs
 
 
 def main():
-    c, _ = configure([__file__], sys.argv[1:])
+    c, _ = configure([sys.modules[__name__]], sys.argv[1:])
     train.check_knobs(c)
     net, encoding, knobs = load_model(c.out_dir, c.device, c.dtype)
     generator = torch.Generator(knobs.device).manual_seed(c.seed)
     options = dict(temperature=c.temperature, top_k=c.top_k, generator=generator)
-    with train.autocast(knobs):
+    with autocast(knobs):
         for _ in range(c.num_samples):
             text = train.write_text(net, encoding, c.start, c.max_new_tokens, **options)
             print(f'{c.start}{text}\n---------------')

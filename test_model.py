@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import model
+from machine import choose_attention
 from model import ATTENTION, Config, FeedForward, TorchTransformer, Transformer, rotary_table, rotate
 
 V, T, C, H = 19, 16, 32, 4
@@ -85,9 +86,9 @@ def test_attention_of_one_new_token_sees_all_the_past(kernel):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 @pytest.mark.parametrize('kernel', ['sdpa', 'flash'])
 @pytest.mark.parametrize('width', [40, 64, 128])
-def test_attention_on_the_gpu_against_float64(kernel, width, monkeypatch):
+def test_attention_on_the_gpu_against_float64(kernel, width):
     if kernel == 'flash':
-        monkeypatch.setattr(model, 'flash_attn', pytest.importorskip('flash_attn'))
+        pytest.importorskip('flash_attn')
     x = torch.randn(3, 2, 256, 4, width, device='cuda', dtype=torch.bfloat16)
     fast, exact = x.clone().requires_grad_(), x.double().requires_grad_()
     y, reference = ATTENTION[kernel](*fast), ATTENTION['naive'](*exact)
@@ -106,7 +107,7 @@ def test_flash_attn_is_called_causal_and_without_dropout_in_evaluation(monkeypat
         calls.append((dropout_p, causal))
         return model.naive_attention(q, k, v, dropout_p)
 
-    monkeypatch.setattr(model, 'flash_attn', SimpleNamespace(flash_attn_func=flash_attn_func))
+    monkeypatch.setitem(sys.modules, 'flash_attn', SimpleNamespace(flash_attn_func=flash_attn_func))
     net = build('rotary', attention='flash', dropout=0.5)
     torch.testing.assert_close(net.eval()(tokens()), build('rotary').eval()(tokens()))
     assert calls == [(0.0, True)] * 2
@@ -120,7 +121,7 @@ def test_choice_of_attention(monkeypatch):
 
     def choose(capability, attention='auto', dtype=half):
         monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: capability)
-        return model.choose_attention(attention, cuda, dtype)
+        return choose_attention(attention, cuda, dtype)
 
     class Broken(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path=None, target=None):
@@ -136,10 +137,10 @@ def test_choice_of_attention(monkeypatch):
     monkeypatch.setitem(sys.modules, 'flash_attn', SimpleNamespace())
     assert choose((8, 0))[0] == choose((8, 9))[0] == choose((9, 0), 'flash')[0] == 'flash'
     assert choose((9, 0))[0] == choose((10, 0))[0] == 'sdpa'
-    assert model.choose_attention('auto', cpu, torch.float32)[0] == 'sdpa'
-    assert model.choose_attention('auto', cpu, torch.float32, 0.2)[0] == 'chunked'
-    assert model.choose_attention('auto', cpu, half)[0] == 'chunked'
-    assert model.choose_attention('naive', cpu, half) == ('naive', 'as asked')
+    assert choose_attention('auto', cpu, torch.float32)[0] == 'sdpa'
+    assert choose_attention('auto', cpu, torch.float32, 0.2)[0] == 'chunked'
+    assert choose_attention('auto', cpu, half)[0] == 'chunked'
+    assert choose_attention('naive', cpu, half) == ('naive', 'as asked')
 
 
 # ---- positions and feed-forward ------------------------------------------------------------------------------------

@@ -5,13 +5,11 @@
     python train.py config/swiglu.py --init_from=resume    go on where it was stopped
     torchrun --nproc_per_node=4 train.py config/swiglu.py  one process per GPU
 
-Read it from top to bottom: knobs, checks, machine, model, step, loop. It needs all files but sample.py and bench.py.
+Read it from top to bottom: knobs, checks, headline, step, loop, program. It needs all but sample.py and bench.py.
 """
 
 import contextlib
 import copy
-import ctypes
-import datetime
 import itertools
 import math
 import os
@@ -32,7 +30,8 @@ from tqdm import tqdm
 import checkpoint
 from configurator import configure, run_program
 from data import Batches, open_corpus, validation_batches, vocab_size_of
-from model import MODELS, Config, choose_attention
+from machine import autocast, choose_machine, over_processes, processes, say
+from model import build_model
 from optim import create_optimizers, learning_rate_at, update_average
 
 # ---- knobs: the log's row 5; a config file or --name=value changes them --------------------------------------------
@@ -88,120 +87,14 @@ FLASH_ONLY = ('activation', 'position', 'attention', 'embedding_norm', 'head_gat
 def check_knobs(c):
     """Exit with one line if a number makes no sense, or if the chosen model would ignore a knob."""
     for name, value in vars(c).items():
-        low = 1 if type(value) is int and name not in MAY_BE_0 else 0
+        low = type(value) is int and name not in MAY_BE_0
         high = 1 if name in BELOW_1 else 2**63 if type(value) is int else math.inf
         if isinstance(value, (int, float)) and not low <= value < high:
-            above = f' and less than {high}' if value >= high or high == 1 else ''
-            sys.exit(f'{name} is {value}, expected at least {low}{above}.')
-        if name in FLASH_ONLY and vars(c).get('model') == 'torch' and value != globals()[name]:
+            sys.exit(f'{name} is {value}, expected {low:d} <= {name} < {high:.3g}.')
+        if name in FLASH_ONLY and getattr(c, 'model', '') == 'torch' and value != globals()[name]:
             sys.exit(f"{name} is {value!r}, which model='torch' ignores: leave it out, or add --model=flash.")
-    if vars(c).get('min_lr', 0) > vars(c).get('learning_rate', 1):
+    if getattr(c, 'min_lr', 0) > getattr(c, 'learning_rate', 1):
         sys.exit(f'min_lr is {c.min_lr}, expected at most the learning_rate, {c.learning_rate}.')
-
-
-# ---- the machine ---------------------------------------------------------------------------------------------------
-
-
-def processes():
-    """(this process's rank, the number of processes), as torchrun says."""
-    return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
-
-
-def over_processes(value, op=dist.ReduceOp.SUM):
-    """A number or tensor, reduced over all processes; a single process gets its own back."""
-    if not dist.is_initialized():
-        return value
-    tensor = torch.as_tensor(value)
-    dist.all_reduce(tensor, op)
-    return tensor
-
-
-def say(line):
-    """Print a line above the progress bar, from the first process only."""
-    if processes()[0] == 0:
-        tqdm.write(line)
-
-
-def choose_machine(c, saved=None):
-    """Replace 'auto' in device, dtype and attention by what this computer has, and join the other processes. A saved
-    run keeps its dtype. Returns why this dtype, and which attention and why. Exits if the device is not there."""
-    if c.device == 'auto':
-        c.device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    if c.device == 'cuda':
-        c.device = f'cuda:{os.environ.get("LOCAL_RANK", 0)}'
-    try:
-        device = torch.empty(1, device=c.device).device
-    except (RuntimeError, AssertionError) as error:  # torch's own refusals
-        sys.exit(f'device is {c.device!r}, which is not there; try --device=cpu. {str(error).splitlines()[0]}')
-    if device.type == 'cuda':
-        torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision('high')  # TF32 where a product is in float32
-        if torch.__version__ < '2.12':  # there cuDNN rounds the dropout to sixteenths
-            torch.backends.cuda.enable_cudnn_sdp(not c.dropout)
-    if device.type == 'cpu':
-        keep_freed_memory()
-    if 'RANK' in os.environ:
-        wait = datetime.timedelta(hours=1)  # for the first process, which may have a corpus to prepare
-        dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo', timeout=wait)
-        # never freed: gloo would wait there for threads that wait for Python's own lock (pytorch/pytorch#56297)
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
-    why_dtype = ''
-    if c.dtype == 'auto' and saved:
-        c.dtype = saved['knobs']['dtype']
-    if c.dtype == 'auto' and device.type != 'cpu':
-        fast = device.type == 'cuda' and torch.cuda.get_device_capability(device) >= (8, 0)
-        c.dtype = 'bfloat16' if fast else 'float32'
-    if c.dtype == 'auto':
-        gain = float(over_processes(gain_of_bfloat16(c))) / processes()[1]
-        c.dtype, loser = ('bfloat16', 'float32') if gain > 1 else ('float32', 'bfloat16')
-        why_dtype = f' ({max(gain, 1 / gain):.1f} times as fast as {loser} here)'
-    if c.model == 'torch':
-        return why_dtype, "nn.MultiheadAttention's own choice"
-    c.attention, reason = choose_attention(c.attention, device, getattr(torch, c.dtype), c.dropout)
-    return why_dtype, f'{c.attention} ({reason})'
-
-
-def autocast(c):
-    """The context in which the forward pass computes in c.dtype where that is safe."""
-    return torch.autocast(torch.device(c.device).type, getattr(torch, c.dtype), enabled=c.dtype != 'float32')
-
-
-def gain_of_bfloat16(c):
-    """How many times as fast in bfloat16 as in float32 this CPU is, measured on what it will do: two layers of this
-    very model, forward and backward, on a few hundred tokens, turn by turn."""
-    x = torch.zeros(-(-400 // c.block_size), min(c.block_size, 400), dtype=torch.long)
-    models, seconds = {}, {'float32': [], 'bfloat16': []}
-    for dtype in seconds:
-        variant = SimpleNamespace(**vars(c) | {'dtype': dtype, 'n_layer': min(2, c.n_layer)})
-        variant.attention, _ = choose_attention(c.attention, torch.device('cpu'), getattr(torch, dtype), c.dropout)
-        models[dtype] = variant, build_model(variant, 1024)  # about the size of our vocabulary
-    for i in range(7):  # the first round warms up
-        for dtype, (variant, model) in models.items():
-            start = time.perf_counter()
-            with autocast(variant):
-                model(x, x).backward()
-            seconds[dtype].append(time.perf_counter() - start)
-        if i and seconds['bfloat16'][-1] > 4 * seconds['float32'][-1]:  # a CPU without instructions for it
-            break
-    return statistics.median(seconds['float32'][1:]) / statistics.median(seconds['bfloat16'][1:])
-
-
-def keep_freed_memory():
-    """glibc gives large blocks back to the system when they are freed, and the system clears them when they are asked
-    for anew, in every step: a sixth of its time (swiglu, 4 x 1024, two cores of an AMD EPYC)."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another libc has no such setting, Windows no libc
-        for option, value in ((-3, 1 << 25), (-1, (1 << 31) - 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD: its largest
-            ctypes.CDLL(None).mallopt(option, value)
-
-
-# ---- the model -----------------------------------------------------------------------------------------------------
-
-
-def build_model(c, vocab_size):
-    """The model that the knobs describe, its initial weights a pure function of them and of the seed."""
-    torch.manual_seed(c.seed)
-    shape = {name: getattr(c, name) for name in Config.__dataclass_fields__ if hasattr(c, name)}
-    return MODELS[c.model](Config(**shape, vocab_size=vocab_size))
 
 
 def headline(c, vocab_size):
@@ -236,8 +129,7 @@ class Run:
     def __init__(self, c, corpus):
         shares = processes()[1] * c.gradient_accumulation_steps
         if c.batch_size % shares:
-            sys.exit(f'batch_size={c.batch_size} cannot be shared evenly by {processes()[1]} processes times '
-                     f'{c.gradient_accumulation_steps} micro-steps: make it a multiple of {shares}.')  # fmt: skip
+            sys.exit(f'batch_size is {c.batch_size}, expected a multiple of {shares}: of processes times micro-steps.')
         self.c, self.corpus, self.device = c, corpus, torch.device(c.device)
         self.batches = Batches(corpus.train, c.batch_size, c.block_size, c.seed, self.device)
         self.total = c.epochs * self.batches.per_epoch if c.max_iters is None else c.max_iters
@@ -373,9 +265,8 @@ def read_losses(run, losses):
     if not all(finite):
         i = finite.index(False)
         (loss, norm), step = numbers[i].tolist(), run.step - len(losses) + i + 1
-        sys.exit(f'loss {loss:.4g} and gradient norm {norm:.4g} at step {step}: likely too high a learning_rate, too '
-                 f'short a warmup, or float16. Try --learning_rate={run.c.learning_rate / 2}. '
-                 f'{run.c.out_dir} keeps what it was saved before.')  # fmt: skip
+        sys.exit(f'loss {loss:.4g} and gradient norm {norm:.4g} at step {step}: likely float16, too short a warmup, or '
+                 f'too high a learning_rate; try {run.c.learning_rate / 2}. What was saved is kept.')  # fmt: skip
     return numbers
 
 
@@ -462,7 +353,7 @@ def show(run):
 
 
 def main():
-    c, files = configure([__file__], sys.argv[1:])
+    c, files = configure([sys.modules[__name__]], sys.argv[1:])
     check_knobs(c)
     if c.max_iters == 0:
         print(headline(c, vocab_size_of(c.dataset)))
@@ -471,27 +362,15 @@ def main():
     if c.init_from == 'auto':
         c.init_from = 'resume' if os.path.exists(f'{c.out_dir}/ckpt.pt') and not c.overwrite else 'scratch'
     (rank, world), fresh = processes(), c.init_from == 'scratch' and not c.overwrite
-    try:
-        with checkpoint.lock_folder(Path(c.out_dir), fresh) if rank == 0 else contextlib.nullcontext():
-            run = set_up(c)
-            with checkpoint.signals_caught() as signals:
-                signum = train(run, signals)
-            if signum:
-                say(f'stopped at step {run.step} and saved; go on with: {resume_command()}')
-                sys.exit(128 + signum)
-            if rank == 0:
-                show(run)
-    except (RuntimeError, MemoryError) as error:  # on a CPU torch has no error of its own for it
-        if not isinstance(error, MemoryError) and 'memory' not in str(error):
-            raise
-        more, less = 2 * c.gradient_accumulation_steps, max(1, c.batch_size // 2)
-        sys.exit(f'{c.device} is out of memory: --gradient_accumulation_steps={more} gives the same update in '
-                 f'about half of it, --batch_size={less} a smaller one.')  # fmt: skip
-    except BrokenPipeError:  # the reader of our output left
-        raise
-    except OSError as error:  # a full disk may strike metrics.jsonl before a checkpoint
-        sys.exit(f'{c.out_dir} could not be written: {error}. The last checkpoint is whole: '
-                 f'{resume_command()}')  # fmt: skip
+    with checkpoint.lock_folder(Path(c.out_dir), fresh) if rank == 0 else contextlib.nullcontext():
+        run = set_up(c)
+        with checkpoint.signals_caught() as signals:
+            signum = train(run, signals)
+        if signum:
+            say(f'stopped at step {run.step} and saved; go on with: {resume_command()}')
+            sys.exit(128 + signum)
+        if rank == 0:
+            show(run)
     if world > 1:
         dist.destroy_process_group()
 

@@ -12,8 +12,8 @@ import sys
 import torch
 
 import bench
-import train
 from configurator import configure, run_program
+from machine import choose_machine
 from results.record import ROOT, provenance, read, results_file, write
 from results.rows import rows_and_overlays
 
@@ -23,10 +23,10 @@ publish = False  # keep the results in results/, to be committed, not in out/
 def main():
     """Let bench.py time the rows, print them as they come, and keep them."""
     flags = [argument for argument in sys.argv[1:] if argument.startswith('-')]
-    c, _ = configure([__file__, *bench.PROGRAMS], flags)
+    c, _ = configure([sys.modules[__name__], *bench.PROGRAMS], flags)
     if c.compare or c.profile:
         sys.exit('--compare and --profile are for python bench.py: leave them out.')
-    train.choose_machine(c)
+    choose_machine(c)
     configs, _ = rows_and_overlays([argument for argument in sys.argv[1:] if argument not in flags])
     path = results_file(f'bench_{torch.device(c.device).type}', c.publish)
     command, rows = ['bench.py', *configs, *(flag for flag in flags if flag != '--publish'), '--json'], []

@@ -24,7 +24,8 @@ from pathlib import Path
 import torch
 
 import train
-from configurator import configure, read_knobs, run_program
+from configurator import configure, knobs_of, run_program
+from machine import autocast
 from results.puzzle import solve_puzzle
 from results.record import device_name, provenance, read, results_file, write
 from results.report import make_report
@@ -37,7 +38,7 @@ puzzle = False  # try the log's broken dropout on rows 4 and 5, instead of train
 report = False  # make the tables and pictures, instead of training
 publish = False  # keep the results in results/, to be committed, not in out/
 
-PROGRAMS = [__file__, train.__file__]  # whose knobs these are
+PROGRAMS = [sys.modules[__name__], train]  # whose knobs these are
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # the exit status of a row that was told to stop
 
 
@@ -55,7 +56,7 @@ def write_sample(c, folder):
     """What a finished row's model makes of the prompt, on one line."""
     net, encoding, knobs = load_model(folder, c.device)
     generator = torch.Generator(knobs.device).manual_seed(1)
-    with train.autocast(knobs):
+    with autocast(knobs):
         text = train.write_text(net, encoding, c.prompt, 60, temperature=0.7, top_k=50, generator=generator)
     return ' '.join((c.prompt + text).split())
 
@@ -116,7 +117,7 @@ def main():
     own = [flag for name, flag in given.items() if name in ('seed', 'out_dir', 'init_from', 'overwrite')]
     if own or c.max_iters == 0:
         sys.exit(f'{" ".join(own) or "--max_iters=0"} is not for the ladder: leave it out.')
-    flags = [*overlays, *(flag for name, flag in given.items() if name not in read_knobs(__file__))]
+    flags = [*overlays, *(flag for name, flag in given.items() if name not in knobs_of([sys.modules[__name__]]))]
     if c.report:
         make_report()
     elif c.puzzle:

@@ -22,6 +22,7 @@ import torch
 import bench
 import train
 from configurator import configure, run_program
+from machine import autocast
 from results.record import commit, device_name, provenance, read, results_file, write
 from results.report import nanogpt_table
 
@@ -29,7 +30,7 @@ nanogpt = '../nanoGPT'  # a clone of nanoGPT, of which only model.py is executed
 publish = False  # keep the row in results/, to be committed, not in out/
 seconds = 10.0  # how long each of the four is timed, after the warm-up; at least 5 steps
 
-PROGRAMS = [__file__, train.__file__]  # whose knobs these are
+PROGRAMS = [sys.modules[__name__], train]  # whose knobs these are
 SHAPE = ('n_layer', 'n_head', 'n_embd', 'batch_size', 'block_size')  # what a row of the table is told by
 FIXED = {'model': 'flash', 'activation': 'gelu', 'position': 'learned', 'embedding_norm': False, 'head_gate': False,
          'optimizer': 'adamw', 'gradient_accumulation_steps': 1, 'ema_decay': 0.0}  # fmt: skip  # as nanoGPT has it
@@ -76,7 +77,7 @@ class NanoGPT:
 
     def train_step(self):
         """One update of the weights."""
-        with train.autocast(self.c):
+        with autocast(self.c):
             _, loss = self.model(*self.batch)
         self.batch = self.read()
         loss.backward()

@@ -12,6 +12,7 @@ from torch import nn
 
 import checkpoint
 import train
+from machine import choose_machine
 from model import Attention
 from results.record import device_name, provenance, results_file, write
 from results.rows import config_of, place, train_row
@@ -43,7 +44,7 @@ def restored_run(folder, corpus):
     """The Run of a finished row, with a dropout of 0.2 in evaluation if it is left on."""
     saved = checkpoint.load(folder)
     c = SimpleNamespace(**saved['knobs'] | {'dropout': 0.2, 'attention': 'auto'})
-    train.choose_machine(c)
+    choose_machine(c)
     run = train.Run(c, corpus)
     run.model.load_state_dict(saved['model'])
     return run

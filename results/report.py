@@ -11,6 +11,7 @@ import torch
 import train
 from configurator import configure
 from data import MERGES
+from model import build_model
 from results.pictures import PICTURES
 from results.record import RESULTS, ROOT, read
 from results.rows import LOG, NUMBERS, config_of
@@ -45,9 +46,9 @@ def epochs_of(run):
 
 def parameters(row):
     """How many parameters a row's model has."""
-    c, _ = configure([train.__file__], [config_of(row), '--attention=naive'])
+    c, _ = configure([train], [config_of(row), '--attention=naive'])
     with torch.device('meta'):  # counted, not allocated
-        return train.build_model(c, 256 + MERGES + 1).num_params()
+        return build_model(c, 256 + MERGES + 1).num_params()
 
 
 def front_page_table(results):

@@ -14,6 +14,7 @@ import train
 from bench import OVERLAYS
 from configurator import configure
 from data import open_corpus
+from machine import choose_machine
 from results.record import ROOT, read
 
 # the log's rows, in its order: (what changes, the log's validation losses after epochs 1, 2, 3)
@@ -57,7 +58,7 @@ def rows_and_overlays(files):
 def place(c):
     """The corpus, the device, and the name of what is measured with both. Prepares the corpus if it has to."""
     corpus = open_corpus(c.dataset)
-    train.choose_machine(c)
+    choose_machine(c)
     device = torch.device(c.device)
     return corpus, device, f'{corpus.folder.name}_{device.type}'
 
@@ -82,7 +83,7 @@ def train_row(config, flags, seed, folder):
     words = [config, *flags, f'--seed={seed}', f'--out_dir={folder}']
     if Path(config).stem in ('sgd', *RUNGS, 'best_97m'):
         words = [word for word in words if not word.startswith('--learning_rate_scale')]
-    knobs, kept = vars(configure([train.__file__], words)[0]), folder / 'knobs.json'
+    knobs, kept = vars(configure([train], words)[0]), folder / 'knobs.json'
     if (folder / 'ckpt.pt').exists():
         if read(kept) != knobs:
             print(f'{folder} holds a run of other knobs: move it away', file=sys.stderr)

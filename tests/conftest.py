@@ -12,6 +12,7 @@ import torch
 
 import data
 import train
+from configurator import run_program
 from model import LanguageModel
 
 REPO = train.__file__.removesuffix('/train.py')
@@ -57,7 +58,7 @@ def run(workplace, monkeypatch, capsys):
             patch.setattr(LanguageModel, 'generate', lambda net, ids, n, **options: generate(net, ids, 5, **options))
             patch.setattr(train.Run, 'train_step', step)
             try:
-                train.main()
+                run_program(train.main)
             except SystemExit as stopped:
                 if stopped.code != 128 + signal.SIGINT or stop_at is None:
                     raise

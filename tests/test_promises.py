@@ -23,8 +23,10 @@ import pytest
 import torch
 from conftest import REPO, SMALL, assert_same, same
 
+import machine
 import train
 from checkpoint import load
+from configurator import run_program
 
 pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='signals and locks of Unix')
 LIMIT = 600  # seconds after which a process is taken to hang
@@ -45,7 +47,7 @@ def child(folder, arguments, log, prepare, environ):
     sys.argv = ['train.py', *SMALL, '--dataset=tiny', *arguments]
     if prepare:
         prepare[0](*prepare[1:])
-    train.main()
+    run_program(train.main)
 
 
 @pytest.fixture
@@ -195,7 +197,7 @@ def test_a_full_file_system(start, run, tmp_path):
         before = (disk / 'run/ckpt.pt').read_bytes()
         (disk / 'ballast').write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize))
         process = start(f'--out_dir={disk}/run', '--init_from=resume')
-        assert 'could not be' in refused(finish(process, code=1))
+        assert 'could not be saved' in (line := refused(finish(process, code=1))) or 'No space left' in line
         assert (disk / 'run/ckpt.pt').read_bytes() == before
     finally:
         subprocess.run(['umount', disk], check=True)
@@ -239,7 +241,7 @@ def test_a_loss_that_is_not_finite_never_reaches_a_checkpoint(start, run):
     before = Path('out/nan/ckpt.pt').read_bytes()
     for knobs in ([], ['--log_interval=1000', '--eval_interval=8'], ['--log_interval=1000', '--dtype=float16']):
         again = start('--out_dir=out/nan', '--optimizer=sgd', '--learning_rate=1e30', '--init_from=resume', *knobs)
-        assert 'at step 7: likely too high a learning_rate' in refused(finish(again, code=1))
+        assert 'at step 7: likely float16, too short a warmup, or' in refused(finish(again, code=1))
         assert Path('out/nan/ckpt.pt').read_bytes() == before
 
 
@@ -248,7 +250,7 @@ def test_a_scaler_skips_a_few_steps_and_not_all(run):
     knobs = ['--out_dir=out/skips', '--dtype=float16', '--eval_interval=5', '--grad_clip=0', '--max_iters=200']
     run(*knobs, stop_at=5)
     before = Path('out/skips/ckpt.pt').read_bytes()
-    with pytest.raises(SystemExit, match='loss .* at step .* keeps what it was saved before') as end:
+    with pytest.raises(SystemExit, match='loss .* at step .* What was saved is kept') as end:
         run(*knobs, '--init_from=resume', '--learning_rate=1e6')
     assert '\n' not in end.value.code and Path('out/skips/ckpt.pt').read_bytes() == before
 
@@ -357,7 +359,7 @@ def test_two_runs_in_one_folder(start, run):
 def test_a_finished_run_is_not_overwritten(run, monkeypatch):
     run('--out_dir=out/kept')
     before = Path('out/kept/ckpt.pt').read_bytes()
-    with pytest.raises(SystemExit, match='out/kept holds a run already.*--overwrite'):
+    with pytest.raises(SystemExit, match='out/kept holds a run.*--overwrite'):
         run('--out_dir=out/kept')
     assert Path('out/kept/ckpt.pt').read_bytes() == before
     run('--out_dir=out/kept', '--overwrite', '--seed=3')
@@ -405,7 +407,7 @@ def test_a_file_system_without_locks(run, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_is_refused(run):
-    with pytest.raises(SystemExit, match='tiny.txt/run cannot be used as a folder for the run: Not a directory'):
+    with pytest.raises(SystemExit, match=r"Not a directory: 'tiny.txt/run'"):
         run('--out_dir=tiny.txt/run')
 
 
@@ -535,7 +537,7 @@ def test_resuming_with_one_two_and_one_process(run, together):
 
 
 def find_bfloat16_fast_in_the_second_process():
-    train.gain_of_bfloat16 = lambda c: 3.0 if os.environ['RANK'] == '1' else 0.1
+    machine.gain_of_bfloat16 = lambda c: 3.0 if os.environ['RANK'] == '1' else 0.1
 
 
 def test_four_processes_equal_one(run, together):
@@ -557,7 +559,7 @@ def test_four_processes_equal_one(run, together):
 def test_a_batch_that_the_processes_cannot_share_is_refused(run, monkeypatch):
     monkeypatch.setattr(train, 'processes', lambda: (0, 2))
     monkeypatch.setattr(train.dist, 'barrier', lambda: None)
-    with pytest.raises(SystemExit, match='batch_size=5 cannot be shared evenly by 2 processes'):
+    with pytest.raises(SystemExit, match='batch_size is 5, expected a multiple of 2'):
         run('--out_dir=out/uneven', '--batch_size=5')
 
 
@@ -597,5 +599,5 @@ def test_out_of_memory_names_the_knobs(run, monkeypatch, error, where):
         raise error
 
     monkeypatch.setattr(train.Run, where, no_memory)
-    with pytest.raises(SystemExit, match='cpu is out of memory: --gradient_accumulation_steps=2 .* --batch_size=2'):
+    with pytest.raises(SystemExit, match='out of memory: lower --batch_size, or raise --gradient_accumulation_steps'):
         run('--out_dir=out/memory', '--overwrite')

@@ -16,6 +16,7 @@ import torch
 from conftest import SMALL
 
 import checkpoint
+import machine
 import train
 from bench import OVERLAYS
 from results import bench, ladder, nanogpt, pictures, puzzle, record, report, rows
@@ -113,7 +114,7 @@ def test_a_readers_rows_go_to_out_and_stand_beside_the_published(climb, here, tm
 def test_a_ladder_is_in_one_dtype(climb, here, monkeypatch):
     """Whatever a busy computer finds fast when the next row begins."""
     for gain, row in ((0.9, 'swiglu'), (1.1, 'ema')):
-        monkeypatch.setattr(train, 'gain_of_bfloat16', lambda c, gain=gain: gain)
+        monkeypatch.setattr(machine, 'gain_of_bfloat16', lambda c, gain=gain: gain)
         status, results, _ = climb(row, '--dtype=auto', '--seeds=7')
         assert status == 0 and results['dtype'] == knobs_of(f'{row}_7')['dtype'] == 'float32'
 

@@ -19,6 +19,7 @@ from conftest import REPO, SMALL, assert_same
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bench
+import machine
 import optim
 import sample
 import train
@@ -216,7 +217,7 @@ def test_each_seed_step_and_rank_drops_others(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     seeds = []
     for seed, rank in ((1, 0), (2, 0), (1, 1)):
-        c, _ = train.configure([train.__file__], [*SMALL, '--dropout=0.2', f'--seed={seed}'])
+        c, _ = train.configure([train], [*SMALL, '--dropout=0.2', f'--seed={seed}'])
         train.choose_machine(c)
         run = train.Run(c, train.open_corpus('tiny'))
         with monkeypatch.context() as patch:
@@ -294,7 +295,7 @@ class NeverWaits(TorchDispatchMode):
                                    ['--model=torch', '--gradient_accumulation_steps=2']])  # fmt: skip
 def test_a_step_never_waits_for_the_device(workplace, monkeypatch, knobs):
     monkeypatch.chdir(workplace)
-    c, _ = train.configure([train.__file__], [*SMALL, *knobs])
+    c, _ = train.configure([train], [*SMALL, *knobs])
     train.choose_machine(c)
     run = train.Run(c, train.open_corpus('tiny'))
     before = run.model.embedding.weight.clone()
@@ -349,12 +350,12 @@ def test_sampling(run, monkeypatch, capsys):
     'knobs, words',
     [
         (['--out_dir=out/nothing'], 'out/nothing/ckpt.pt cannot be read: No such file'),
-        (['--top_k=0'], 'top_k is 0, expected at least 1'),
-        (['--temperature=-1'], 'temperature is -1.0, expected at least 0'),
+        (['--top_k=0'], 'top_k is 0, expected 1 <= top_k < '),
+        (['--temperature=-1'], 'temperature is -1.0, expected 0 <= temperature < '),
         (['def '], 'config/def .py: no such config file'),
         (['--tempreature=1'], 'did you mean temperature?'),
         (['--device=gpu'], "device is 'gpu'"),
-        (['--dtype=foo'], "dtype is 'foo', expected one of: auto, float32"),
+        (['--dtype=foo'], "dtype is 'foo', expected 'auto' or 'float32'"),
     ],
 )
 def test_sampling_refuses(run, monkeypatch, knobs, words):
@@ -391,7 +392,7 @@ def test_a_sample_ends_at_the_end_of_a_document(run, monkeypatch, capsys):
 
 def test_a_resumed_run_keeps_its_dtype_unless_it_is_asked_for_another(run, monkeypatch):
     """Whatever this computer finds fast now: 'bit for bit' holds for the run."""
-    monkeypatch.setattr(train, 'gain_of_bfloat16', lambda c: 0.5)
+    monkeypatch.setattr(machine, 'gain_of_bfloat16', lambda c: 0.5)
     run('--out_dir=out/dtype', '--dtype=bfloat16', '--max_iters=2')
     out = run('--out_dir=out/dtype', '--init_from=resume', '--dtype=auto', '--max_iters=3')
     assert 'device: cpu, bfloat16' in out and 'dtype was' not in out
@@ -422,15 +423,14 @@ def test_the_torch_model_says_that_it_picks_its_own_attention(run):
     assert "\nattention: nn.MultiheadAttention's own choice\n" in out
 
 
-@pytest.mark.parametrize(('cost', 'rounds', 'line'), [
-    (0.5, 7, 'device: cpu, bfloat16 (2.0 times as fast as float32 here)'),
-    (1.25, 7, 'device: cpu, float32 (1.2 times as fast as bfloat16 here)'),
-    (9.0, 2, 'device: cpu, float32 (9.0 times as fast as bfloat16 here)'),
+@pytest.mark.parametrize(('cost', 'line'), [
+    (0.5, 'device: cpu, bfloat16 (2.0 times as fast as float32 here)'),
+    (1.25, 'device: cpu, float32 (1.2 times as fast as bfloat16 here)'),
 ])  # fmt: skip
-def test_a_cpu_takes_the_dtype_in_which_the_models_layers_are_faster(run, monkeypatch, cost, rounds, line):
+def test_a_cpu_takes_the_dtype_in_which_the_models_layers_are_faster(run, monkeypatch, cost, line):
     """By a clock that ticks once per layer stack in float32, and `cost` times in bfloat16; the first round, which warms
-    up, does not count, and a hopeless case ends early."""
-    clock, seen, autocast = [0.0], [], train.autocast
+    up, does not count."""
+    clock, seen, autocast = [0.0], [], machine.autocast
 
     @contextlib.contextmanager
     def tick(c):
@@ -439,25 +439,25 @@ def test_a_cpu_takes_the_dtype_in_which_the_models_layers_are_faster(run, monkey
         seen.append(c.dtype)
         clock[0] += (1.0 if c.dtype == 'float32' else cost) * (50 if len(seen) <= 2 else 1)
 
-    gain = train.gain_of_bfloat16
+    gain = machine.gain_of_bfloat16
 
     def measured(c):
         with monkeypatch.context() as patch:
-            patch.setattr(train, 'autocast', tick)
-            patch.setattr(train.time, 'perf_counter', lambda: clock[0])
+            patch.setattr(machine, 'autocast', tick)
+            patch.setattr(machine.time, 'perf_counter', lambda: clock[0])
             return gain(c)
 
-    monkeypatch.setattr(train, 'gain_of_bfloat16', measured)
+    monkeypatch.setattr(machine, 'gain_of_bfloat16', measured)
     out = run(f'--out_dir=out/dtype_{cost}', '--dtype=auto', '--max_iters=1')
-    assert line in out.splitlines() and seen == ['float32', 'bfloat16'] * rounds
+    assert line in out.splitlines() and seen == ['float32', 'bfloat16'] * 5
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='a setting of glibc')
 def test_freed_memory_is_not_asked_for_anew():
     """The page faults of allocating four times 20 MB again and again, in a process of its own: by default thousands."""
     program = """
-import resource, torch, train
-train.keep_freed_memory()
+import resource, torch, machine
+machine.keep_freed_memory()
 faults = []
 for _ in range(9):
     tensors = [torch.ones(5_000_000) for _ in range(4)]
@@ -499,7 +499,7 @@ def test_bench_prints_a_table(workplace, monkeypatch, capsys):
 def test_a_bench_table_is_in_one_dtype_and_takes_overlays(workplace, monkeypatch, capfd):
     monkeypatch.chdir(workplace)
     gains = iter([0.9, 1.1, 1.2, 1.3])
-    monkeypatch.setattr(train, 'gain_of_bfloat16', lambda c: next(gains))
+    monkeypatch.setattr(machine, 'gain_of_bfloat16', lambda c: next(gains))
     flags = [flag for flag in BENCH if 'dtype' not in flag and 'batch_size' not in flag]
     main(monkeypatch, bench, 'swiglu', 'ema', 'cpu', *flags, '--dtype=auto', '--json')
     rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
@@ -535,7 +535,7 @@ def test_bench_refuses(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     uneven = '--gradient_accumulation_steps=3'  # of a batch of 4: no variant can run
     for flags, words in (
-        (['--compare=speed'], 'train.py has no such knob'),
+        (['--compare=speed'], "there is no knob 'speed'"),
         (['--compare=n_layer'], 'name the values: --compare=n_layer='),
         (['--device=gpu'], "device is 'gpu'"),
         (['--compare=dtype', uneven], '1'),
@@ -547,7 +547,7 @@ def test_bench_refuses(workplace, monkeypatch):
 def test_where_compiling_is_impossible(workplace, monkeypatch, capsys):
     """By default, as on a GPU, the run goes on without. Asked for, it ends in a line that names the knob."""
     monkeypatch.chdir(workplace)
-    c, _ = train.configure([train.__file__], SMALL)
+    c, _ = train.configure([train], SMALL)
     train.choose_machine(c)
     run, stances = train.Run(c, train.open_corpus('tiny')), []
     monkeypatch.setattr(torch.compiler, 'set_stance', stances.append)
