@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import torch
 
 import train
-from configurator import configure, knobs_of, run_program
+from configurator import configure, read_knobs, run_program
 from data import vocab_size_of
 from machine import choose_machine
 
@@ -29,7 +29,7 @@ compare: str | None = None  # a knob, or KNOB=VALUE,VALUE: its values beside eac
 profile = False  # where the time of a step goes; the trace is written to trace.json
 seconds = 10.0  # how long each row is timed, after the warm-up; at least 5 steps
 
-PROGRAMS = [sys.modules[__name__], train]  # whose knobs these are
+PROGRAMS = [__file__, train.__file__]  # whose knobs these are
 COLUMNS = 'config ms_median ms_p10 ms_p90 tokens_per_s peak_memory_gb'.split()
 OVERLAYS = ('cpu',)  # configs of sizes alone, which follow a row; every other config is a row
 WARM_UP = 3  # steps: the first compiles and allocates, the next settle caches and clocks
@@ -93,8 +93,10 @@ def print_row(row, first):
 
 def print_comparison(name, c, arguments):
     """The times of c.compare's values, and their ratios to the first that runs; says which cannot run, and why."""
-    knob, _, listed = c.compare.partition('=')
-    _, allowed = knobs_of([train]).get(knob, (None, [bool]))  # configure refuses a knob that is not there
+    (knob, _, listed), knobs = c.compare.partition('='), read_knobs(train.__file__)
+    if knob not in knobs:
+        sys.exit(f'--compare={knob}: train.py has no such knob; --help lists them.')
+    _, allowed, _ = knobs[knob]
     choices = ['False', 'True'] if bool in allowed else [one for one in allowed if isinstance(one, str)]
     values = listed.split(',') if listed else [value for value in choices if value != 'auto']
     if not values:

@@ -125,7 +125,10 @@ def open_metrics(out_dir, step):
 def record(metrics, **numbers):
     """Add a line; a number that is not finite is null, since JSON has no other word for it."""
     finite = {name: n if n is None or math.isfinite(n) else None for name, n in numbers.items()}
-    metrics.write(json.dumps(finite) + '\n')
+    try:
+        metrics.write(json.dumps(finite) + '\n')
+    except OSError as error:
+        sys.exit(f'{metrics.name} could not be written: {error.strerror}. The last checkpoint is whole.')
 
 
 @contextlib.contextmanager

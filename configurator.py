@@ -15,23 +15,26 @@ import re
 import sys
 from pathlib import Path
 from types import NoneType, SimpleNamespace
-from typing import get_args
+from typing import Literal, get_args
 
 LITERALS = (bool, int, float, str, NoneType)
 ARITHMETIC = (ast.Constant, ast.UnaryOp, ast.USub, ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv)
 ERRORS = (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError)  # what a text can do to a parser
 
 
-def knobs_of(programs):
-    """The knobs of programs, which are modules: {name: (default, what it may be)} of the lower-case literals at their
-    top level. A knob may have the type of its default, the types of its annotation, `int | None`, or its choices,
+def read_knobs(program):
+    """The knobs of a program, the lower-case literals at its top level, read from its source: {name: (default, what it
+    may be, comment)}. It may have the type of its default, or the types or choices of its annotation: `int | None`,
     `Literal['a', 'b']`."""
-    knobs = {}
-    for program in programs:
-        for name, default in list(vars(program).items()):  # __annotations__ may come in
-            if name.islower() and not name.startswith('_') and type(default) in LITERALS:
-                kind = program.__annotations__.get(name, type(default))
-                knobs[name] = default, get_args(kind) or (kind,)
+    source, knobs = Path(program).read_text(encoding='utf-8'), {}
+    for node in ast.parse(source).body:
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, ast.Constant):
+            annotated, default = isinstance(node, ast.AnnAssign), node.value.value
+            name = (node.target if annotated else node.targets[0]).id
+            kind = eval(ast.unparse(node.annotation), {'Literal': Literal}) if annotated else type(default)
+            if name.islower():
+                comment = source.splitlines()[node.lineno - 1].partition('  # ')[2]
+                knobs[name] = default, get_args(kind) or (kind,), comment
     return knobs
 
 
@@ -55,7 +58,7 @@ def check(name, value, knobs):
     """The value as its knob's type; ValueError if there is no such knob, or it may not be this."""
     if name not in knobs:
         raise ValueError(f'there is no knob {name!r:.60}; {closest(name, knobs, "see --help for all of them.")}')
-    _, allowed = knobs[name]
+    _, allowed, _ = knobs[name]
     if type(value) is int and float in allowed and int not in allowed:
         value = float(value)
     if not (value in allowed or type(value) in allowed) or isinstance(value, float) and not math.isfinite(value):
@@ -87,7 +90,7 @@ def read_config(path, knobs):
 
 def find_config(path, program):
     """The path of a config file: as it is, or beside the program, or the name of one in its config/."""
-    home = Path(program.__file__).parent
+    home = Path(program).parent
     places = (Path(path).expanduser(), home / path, home / 'config' / f'{path}.py')
     named = path if path.endswith('.py') else str(places[-1])  # the error then lists its neighbours
     return next((str(place) for place in places if place.is_file()), named)
@@ -96,7 +99,7 @@ def find_config(path, program):
 def read_flag(flag, knobs):
     """One --key=value, checked: {key: value}. --key alone means True; text needs no quotes and may hold '='."""
     name, equals, text = flag.removeprefix('--').partition('=')
-    _, allowed = knobs.get(name, (None, (bool,)))
+    _, allowed, _ = knobs.get(name, (None, (bool,), ''))
     if not equals and bool not in allowed:
         sys.exit(f'{flag}: a value is missing; write --{name}=VALUE.')
     value = text if equals else True
@@ -111,19 +114,17 @@ def read_flag(flag, knobs):
 
 def configure(programs, arguments):
     """A program's settings from its arguments: (namespace of all knobs, list of the config files). `programs` are the
-    modules whose knobs count, the last of them beside config/. --help prints the knobs and exits."""
-    knobs = knobs_of(programs)
+    source files whose knobs count, the last of them beside config/. --help prints the knobs and exits."""
+    knobs = {name: knob for program in programs for name, knob in read_knobs(program).items()}
     if '--help' in arguments or '-h' in arguments:
-        sources = ''.join(Path(program.__file__).read_text(encoding='utf-8') for program in programs)
-        comments = dict(re.findall(r'^(\w+).* = .*?  # (.*)$', sources, re.MULTILINE))
-        print(f'usage: python {Path(programs[0].__file__).name} [CONFIG.py ...] [--KNOB=VALUE ...]\n')
-        for name, (default, allowed) in knobs.items():
+        print(f'usage: python {Path(programs[0]).name} [CONFIG.py ...] [--KNOB=VALUE ...]\n')
+        for name, (default, allowed, comment) in knobs.items():
             choices = f'{", ".join(allowed)}. ' if isinstance(allowed[0], str) else ''
-            print(f'  --{name}={default}'.ljust(36), choices + comments[name])
+            print(f'  --{name}={default}'.ljust(36), choices + comment)
         sys.exit(0)
     flags = [read_flag(a, knobs) for a in arguments if a.startswith('-')]
     files = [find_config(a, programs[-1]) for a in arguments if not a.startswith('-')]
-    values = {name: default for name, (default, _) in knobs.items()}
+    values = {name: default for name, (default, _, _) in knobs.items()}
     for given in (*(read_config(path, knobs) for path in files), *flags):
         values |= given
     return SimpleNamespace(**values), files
@@ -142,8 +143,9 @@ def run_program(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python itself writes what is left at its end
         sys.exit(141)
     except OSError as error:
-        sys.exit(str(error))
+        sys.exit(str(error) or repr(error))
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is one; on a CPU torch has none of its own
         if isinstance(error, RuntimeError) and not re.search('out of memory|allocate', str(error)):
             raise
-        sys.exit('out of memory: lower --batch_size, or raise --gradient_accumulation_steps for the same update.')
+        sys.exit('out of memory: in training a lower --batch_size takes less, and so do more '
+                 '--gradient_accumulation_steps, for the same update.')  # fmt: skip

@@ -56,7 +56,7 @@ END = '<|endoftext|>'  # closes every document; a text that contains these chara
 # hang it nor overflow its stack.
 SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 MERGES = 768  # 256 bytes + 768 merges = the log's 1024 tokens; END is the 1025th
-SAMPLE = 32_000_000  # characters to learn the BPE from; a larger corpus gives an evenly spread sample of this size
+SAMPLE = 32_000_000  # characters to learn the BPE from at most; a larger corpus gives an evenly spread sample
 PIECE = 1 << 18  # characters of text that are split and encoded at a time
 LONGEST = 256  # characters of a word that are counted together; a line of a million letters would take minutes
 HELD_OUT = 13 / 256  # share of the documents kept for validation, about 5 %
@@ -302,7 +302,9 @@ def fetch(place, remote, scratch):
             archive.extractall(folder, filter='data')
             if archive.fileobj.read().strip(b'\0'):  # gzip and xz compare their checksums at the very end
                 raise tarfile.ReadError('the archive goes on after its end: it is damaged')
-    return folder if folder.exists() else path
+    else:
+        return path
+    return folder
 
 
 # ---- preparing a corpus --------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'  # 'auto': the
 def load_model(out_dir, device='auto', dtype='auto'):
     """A run's model, with the average of its weights where it kept one: (model, its Encoding, the run's knobs)."""
     saved = checkpoint.load(out_dir)
-    defaults, _ = configure([train], [])  # for knobs that are younger than the checkpoint
+    defaults, _ = configure([train.__file__], [])  # for knobs that are younger than the checkpoint
     knobs = SimpleNamespace(**vars(defaults) | saved['knobs'] | {'attention': 'auto', 'device': device, 'dtype': dtype})
     choose_machine(knobs, saved)
     encoding = read_encoding(saved['vocabulary'])
@@ -42,7 +42,7 @@ def load_model(out_dir, device='auto', dtype='auto'):
 
 
 def main():
-    c, _ = configure([sys.modules[__name__]], sys.argv[1:])
+    c, _ = configure([__file__], sys.argv[1:])
     train.check_knobs(c)
     net, encoding, knobs = load_model(c.out_dir, c.device, c.dtype)
     generator = torch.Generator(knobs.device).manual_seed(c.seed)

@@ -353,7 +353,7 @@ def show(run):
 
 
 def main():
-    c, files = configure([sys.modules[__name__]], sys.argv[1:])
+    c, files = configure([__file__], sys.argv[1:])
     check_knobs(c)
     if c.max_iters == 0:
         print(headline(c, vocab_size_of(c.dataset)))

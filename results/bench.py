@@ -23,7 +23,7 @@ publish = False  # keep the results in results/, to be committed, not in out/
 def main():
     """Let bench.py time the rows, print them as they come, and keep them."""
     flags = [argument for argument in sys.argv[1:] if argument.startswith('-')]
-    c, _ = configure([sys.modules[__name__], *bench.PROGRAMS], flags)
+    c, _ = configure([__file__, *bench.PROGRAMS], flags)
     if c.compare or c.profile:
         sys.exit('--compare and --profile are for python bench.py: leave them out.')
     choose_machine(c)

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 import train
-from configurator import configure, knobs_of, run_program
+from configurator import configure, read_knobs, run_program
 from machine import autocast
 from results.puzzle import solve_puzzle
 from results.record import device_name, provenance, read, results_file, write
@@ -38,7 +38,7 @@ puzzle = False  # try the log's broken dropout on rows 4 and 5, instead of train
 report = False  # make the tables and pictures, instead of training
 publish = False  # keep the results in results/, to be committed, not in out/
 
-PROGRAMS = [sys.modules[__name__], train]  # whose knobs these are
+PROGRAMS = [__file__, train.__file__]  # whose knobs these are
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # the exit status of a row that was told to stop
 
 
@@ -117,7 +117,7 @@ def main():
     own = [flag for name, flag in given.items() if name in ('seed', 'out_dir', 'init_from', 'overwrite')]
     if own or c.max_iters == 0:
         sys.exit(f'{" ".join(own) or "--max_iters=0"} is not for the ladder: leave it out.')
-    flags = [*overlays, *(flag for name, flag in given.items() if name not in knobs_of([sys.modules[__name__]]))]
+    flags = [*overlays, *(flag for name, flag in given.items() if name not in read_knobs(__file__))]
     if c.report:
         make_report()
     elif c.puzzle:

@@ -46,7 +46,7 @@ def epochs_of(run):
 
 def parameters(row):
     """How many parameters a row's model has."""
-    c, _ = configure([train], [config_of(row), '--attention=naive'])
+    c, _ = configure([train.__file__], [config_of(row), '--attention=naive'])
     with torch.device('meta'):  # counted, not allocated
         return build_model(c, 256 + MERGES + 1).num_params()
 

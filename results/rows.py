@@ -83,7 +83,7 @@ def train_row(config, flags, seed, folder):
     words = [config, *flags, f'--seed={seed}', f'--out_dir={folder}']
     if Path(config).stem in ('sgd', *RUNGS, 'best_97m'):
         words = [word for word in words if not word.startswith('--learning_rate_scale')]
-    knobs, kept = vars(configure([train], words)[0]), folder / 'knobs.json'
+    knobs, kept = vars(configure([train.__file__], words)[0]), folder / 'knobs.json'
     if (folder / 'ckpt.pt').exists():
         if read(kept) != knobs:
             print(f'{folder} holds a run of other knobs: move it away', file=sys.stderr)

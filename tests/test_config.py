@@ -29,7 +29,7 @@ LESSONS = dict(section.split('\n', 1) for section in re.split('^## ', README, fl
 @functools.cache
 def settings(*names):
     paths = [str(HOME / f'config/{name}.py') for name in names]
-    return vars(configure([train], paths)[0])
+    return vars(configure([train.__file__], paths)[0])
 
 
 def difference(a, b):
@@ -96,7 +96,7 @@ def test_what_the_course_names_exists():
                                   'embedding_norm'])  # fmt: skip
 def test_what_the_pytorch_model_would_ignore_is_refused(knob):
     def check(*flags):
-        train.check_knobs(configure([train], [str(HOME / 'config/sgd.py'), *flags])[0])
+        train.check_knobs(configure([train.__file__], [str(HOME / 'config/sgd.py'), *flags])[0])
 
     check()
     check(f'--{knob}', '--model=flash')
@@ -113,5 +113,5 @@ def test_what_the_pytorch_model_would_ignore_is_refused(knob):
 ])  # fmt: skip
 def test_a_value_that_makes_no_sense_is_refused(flag, words):
     with pytest.raises(SystemExit, match=f'{flag[2:].partition("=")[0]} is .*, expected {words}') as refusal:
-        train.check_knobs(configure([train], [flag])[0])
+        train.check_knobs(configure([train.__file__], [flag])[0])
     assert '\n' not in refusal.value.code

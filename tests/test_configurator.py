@@ -7,21 +7,16 @@ import os
 import random
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
 
-import bench
-import sample
-import train
 from configurator import configure, run_program
 
 HOME = Path(__file__).parent.parent
 PROGRAM = '''
 """A program."""
 import sys
-from typing import Literal
 n_layer = 6  # blocks
 learning_rate = 1e-4  # the peak
 dataset = 'stdlib'  # a name
@@ -37,19 +32,15 @@ def main(): pass
 
 @pytest.fixture(autouse=True)
 def program(tmp_path, monkeypatch):
-    """The program as a module, and an empty folder to work in."""
     monkeypatch.chdir(tmp_path)
-    module = types.ModuleType('program')
-    module.__file__ = 'program.py'
-    exec(PROGRAM, vars(module))
-    monkeypatch.setitem(sys.modules, 'program', module)
+    Path('program.py').write_text(PROGRAM)
 
 
 def knobs(*arguments, config=None):
     """The settings that these arguments give, and a config file of this content."""
     if config is not None:
         Path('c.py').write_bytes(config if isinstance(config, bytes) else config.encode())
-    return vars(configure([sys.modules['program']], [*(['c.py'] if config is not None else []), *arguments])[0])
+    return vars(configure(['program.py'], [*(['c.py'] if config is not None else []), *arguments])[0])
 
 
 @contextlib.contextmanager
@@ -78,7 +69,7 @@ def test_defaults_and_order():
     Path('second.py').write_text('n_layer = 8\ndataset = "b"')
     given = knobs('second.py', '--dataset=c', config='n_layer = 7\nlearning_rate = 1')
     assert given == {**DEFAULTS, 'n_layer': 8, 'learning_rate': 1.0, 'dataset': 'c'}
-    assert configure([sys.modules['program']], ['--n_layer=2', 'c.py', 'second.py'])[1] == ['c.py', 'second.py']
+    assert configure(['program.py'], ['--n_layer=2', 'c.py', 'second.py'])[1] == ['c.py', 'second.py']
     assert knobs('--n_layer=2', config='n_layer = 7')['n_layer'] == 2  # the command line wins wherever it stands
 
 
@@ -245,13 +236,13 @@ def test_no_code_of_a_config_runs(code):
 
 
 def test_help_lists_every_knob_with_default_and_comment(capsys):
-    for program in (train, sample, bench):
+    for program in ('train.py', 'sample.py', 'bench.py'):
         with pytest.raises(SystemExit) as helped:
-            configure([program], ['--help'])
+            configure([HOME / program], ['--help'])
         assert helped.value.code == 0
         shown = capsys.readouterr().out.splitlines()
         count = 0
-        for line in Path(program.__file__).read_text().splitlines():
+        for line in (HOME / program).read_text().splitlines():
             name = line.split(' ')[0].rstrip(':')
             if line[:1].islower() and name.isidentifier() and ' = ' in line and '#' in line:
                 default, comment = line.split(' = ', 1)[1].split('#', 1)
@@ -264,7 +255,7 @@ def test_help_lists_every_knob_with_default_and_comment(capsys):
 
 @pytest.mark.parametrize('path', sorted(HOME.glob('config/*.py')), ids=lambda path: path.stem)
 def test_the_configs_parse(path):
-    c, files = configure([train], [str(path)])
+    c, files = configure([HOME / 'train.py'], [str(path)])
     namespace = {}
     exec(path.read_text(), namespace)  # ours is a subset of Python: Python itself reads the same values
     for name, value in namespace.items():
@@ -315,13 +306,13 @@ def test_2000_random_configs_and_command_lines():
 def test_a_config_is_found_from_anywhere(tmp_path):
     """As a path, beside the program, or by the name of a row."""
     for given in ('swiglu', 'config/swiglu.py', str(HOME / 'config/swiglu.py')):
-        c, files = configure([train], [given, 'cpu'])
+        c, files = configure([HOME / 'train.py'], [given, 'cpu'])
         assert c.activation == 'swiglu' and c.max_iters == 2000
         assert [Path(file) for file in files] == [HOME / 'config/swiglu.py', HOME / 'config/cpu.py']
     Path('swiglu').mkdir()  # such as an out_dir
-    assert configure([train], ['swiglu'])[0].activation == 'swiglu'
+    assert configure([HOME / 'train.py'], ['swiglu'])[0].activation == 'swiglu'
     with exits('no such config file', 'did you mean', 'config/swiglu.py?'):
-        configure([train], ['swigluu'])
+        configure([HOME / 'train.py'], ['swigluu'])
 
 
 def test_a_character_that_the_output_lacks_is_replaced(monkeypatch):

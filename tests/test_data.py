@@ -539,6 +539,15 @@ def test_a_damaged_archive(kind):
     assert nothing_is_left()
 
 
+@pytest.mark.parametrize('kind', ['tar', 'tar.gz', 'zip'])
+def test_an_archive_that_holds_nothing(kind):
+    folder_of_texts()
+    archive_of(f'empty.{kind}', [])
+    with exits(f'empty.{kind}', 'no text'):
+        data.prepare(f'empty.{kind}')
+    assert nothing_is_left()
+
+
 def test_a_zip_whose_directory_is_not_utf8():
     with zipfile.ZipFile('bad.zip', 'w') as archive:
         archive.writestr('é.txt', prose())

@@ -197,7 +197,7 @@ def test_a_full_file_system(start, run, tmp_path):
         before = (disk / 'run/ckpt.pt').read_bytes()
         (disk / 'ballast').write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize))
         process = start(f'--out_dir={disk}/run', '--init_from=resume')
-        assert 'could not be saved' in (line := refused(finish(process, code=1))) or 'No space left' in line
+        assert 'could not be' in refused(finish(process, code=1))
         assert (disk / 'run/ckpt.pt').read_bytes() == before
     finally:
         subprocess.run(['umount', disk], check=True)
@@ -599,5 +599,5 @@ def test_out_of_memory_names_the_knobs(run, monkeypatch, error, where):
         raise error
 
     monkeypatch.setattr(train.Run, where, no_memory)
-    with pytest.raises(SystemExit, match='out of memory: lower --batch_size, or raise --gradient_accumulation_steps'):
+    with pytest.raises(SystemExit, match='out of memory: .* lower --batch_size .* --gradient_accumulation_steps'):
         run('--out_dir=out/memory', '--overwrite')

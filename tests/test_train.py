@@ -217,7 +217,7 @@ def test_each_seed_step_and_rank_drops_others(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     seeds = []
     for seed, rank in ((1, 0), (2, 0), (1, 1)):
-        c, _ = train.configure([train], [*SMALL, '--dropout=0.2', f'--seed={seed}'])
+        c, _ = train.configure([train.__file__], [*SMALL, '--dropout=0.2', f'--seed={seed}'])
         train.choose_machine(c)
         run = train.Run(c, train.open_corpus('tiny'))
         with monkeypatch.context() as patch:
@@ -295,7 +295,7 @@ class NeverWaits(TorchDispatchMode):
                                    ['--model=torch', '--gradient_accumulation_steps=2']])  # fmt: skip
 def test_a_step_never_waits_for_the_device(workplace, monkeypatch, knobs):
     monkeypatch.chdir(workplace)
-    c, _ = train.configure([train], [*SMALL, *knobs])
+    c, _ = train.configure([train.__file__], [*SMALL, *knobs])
     train.choose_machine(c)
     run = train.Run(c, train.open_corpus('tiny'))
     before = run.model.embedding.weight.clone()
@@ -426,10 +426,11 @@ def test_the_torch_model_says_that_it_picks_its_own_attention(run):
 @pytest.mark.parametrize(('cost', 'line'), [
     (0.5, 'device: cpu, bfloat16 (2.0 times as fast as float32 here)'),
     (1.25, 'device: cpu, float32 (1.2 times as fast as bfloat16 here)'),
+    (9.0, 'device: cpu, float32 (9.0 times as fast as bfloat16 here)'),
 ])  # fmt: skip
 def test_a_cpu_takes_the_dtype_in_which_the_models_layers_are_faster(run, monkeypatch, cost, line):
     """By a clock that ticks once per layer stack in float32, and `cost` times in bfloat16; the first round, which warms
-    up, does not count."""
+    up, does not count, and a hopeless case ends early."""
     clock, seen, autocast = [0.0], [], machine.autocast
 
     @contextlib.contextmanager
@@ -449,7 +450,7 @@ def test_a_cpu_takes_the_dtype_in_which_the_models_layers_are_faster(run, monkey
 
     monkeypatch.setattr(machine, 'gain_of_bfloat16', measured)
     out = run(f'--out_dir=out/dtype_{cost}', '--dtype=auto', '--max_iters=1')
-    assert line in out.splitlines() and seen == ['float32', 'bfloat16'] * 5
+    assert line in out.splitlines() and seen == ['float32', 'bfloat16'] * (5 if cost < 4 else 2)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='a setting of glibc')
@@ -535,7 +536,7 @@ def test_bench_refuses(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     uneven = '--gradient_accumulation_steps=3'  # of a batch of 4: no variant can run
     for flags, words in (
-        (['--compare=speed'], "there is no knob 'speed'"),
+        (['--compare=speed'], 'train.py has no such knob'),
         (['--compare=n_layer'], 'name the values: --compare=n_layer='),
         (['--device=gpu'], "device is 'gpu'"),
         (['--compare=dtype', uneven], '1'),
@@ -547,7 +548,7 @@ def test_bench_refuses(workplace, monkeypatch):
 def test_where_compiling_is_impossible(workplace, monkeypatch, capsys):
     """By default, as on a GPU, the run goes on without. Asked for, it ends in a line that names the knob."""
     monkeypatch.chdir(workplace)
-    c, _ = train.configure([train], SMALL)
+    c, _ = train.configure([train.__file__], SMALL)
     train.choose_machine(c)
     run, stances = train.Run(c, train.open_corpus('tiny')), []
     monkeypatch.setattr(torch.compiler, 'set_stance', stances.append)
