@@ -14,7 +14,6 @@ import argparse
 import base64
 import collections
 import hashlib
-import heapq
 import itertools
 import json
 import math
@@ -29,7 +28,7 @@ import tempfile
 import time
 import urllib.request
 import zipfile
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -97,27 +96,21 @@ def learn_bpe(words, merges=MERGES):
         for pair in itertools.pairwise(spelled):
             pairs[pair] += count[w]
             users[pair].add(w)
-    heap = [(-n, pair) for pair, n in pairs.items()]
-    heapq.heapify(heap)
     for new in tqdm(range(256, 256 + merges), desc='learn the BPE', disable=None):
-        while heap and pairs[heap[0][1]] != -heap[0][0]:
-            heapq.heappop(heap)  # an old entry: the pair was pushed again when its count changed
-        if not heap:
+        if not pairs:
             break
-        _, pair = heapq.heappop(heap)
+        most = max(pairs.values())
+        pair = min(pair for pair, n in pairs.items() if n == most)
         # never the bytes of an older token: the same bytes merge in the same order wherever they stand
         tokens.append(tokens[pair[0]] + tokens[pair[1]])
-        changes = collections.Counter()
         for w in users.pop(pair):
             for p, sign in merge(spelling[w], pair, new):
-                changes[p] += sign * count[w]
+                pairs[p] += sign * count[w]
                 if sign > 0:
                     users[p].add(w)
-        changes[pair] = -pairs[pair]  # none is left
-        for p, change in changes.items():
-            pairs[p] += change
-            if change and pairs[p]:
-                heapq.heappush(heap, (-pairs[p], p))
+                elif not pairs[p]:
+                    del pairs[p]
+        del pairs[pair]  # none is left
     return tokens
 
 
@@ -152,9 +145,8 @@ class Corpus:
             for file, written in self.meta['sha256'].items():
                 if checksum(self.folder / file) != written:
                     raise ValueError(f'{file} is not what was written (SHA-256)')
-            self.train, self.val = (
-                torch.from_numpy(np.memmap(self.folder / f'{side}.bin', '<i4', mode='c')) for side in ('train', 'val')
-            )
+            sides = [np.memmap(self.folder / f'{side}.bin', '<i4', mode='c') for side in ('train', 'val')]
+            self.train, self.val = map(torch.from_numpy, sides)
             self.source, encoding = self.meta['source'], self.meta['encoding']
             self.val_bytes = int(self.meta['val']['bytes'])
             ranks = self.folder / 'bpe.tiktoken'
@@ -175,23 +167,12 @@ def checksum(path):
 def open_corpus(dataset):
     """The Corpus of a prepared name, a known name or a path; prepares it first where that is still to be done."""
     name = Path(dataset).name if Path(dataset).parent == ROOT else dataset
-    if os.path.exists(ROOT / name / 'meta.json'):
-        return Corpus(name)
-    if dataset not in KNOWN and not os.path.exists(os.path.expanduser(dataset)) and '://' not in dataset:
-        there = ', '.join(sorted(p.parent.name for p in ROOT.glob('*/meta.json'))) or 'none'
-        sys.exit(f'{dataset} is no path and no corpus; prepared: {there}; known: {", ".join(KNOWN)}.')
-    return Corpus(prepare(dataset))
+    return Corpus(name if os.path.exists(ROOT / name / 'meta.json') else prepare(dataset))
 
 
 def vocab_size_of(dataset):
     """The vocabulary's size of a prepared corpus, or what our own BPE will give it."""
     return Corpus(dataset).encoding.n_vocab if os.path.exists(ROOT / dataset / 'meta.json') else 256 + MERGES + 1
-
-
-@lru_cache(maxsize=1)
-def epoch_order(n_sequences, seed, epoch, device):
-    """The order in which an epoch visits the sequences: a pure function of (seed, epoch)."""
-    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n_sequences)).to(device)
 
 
 class Batches:
@@ -203,15 +184,16 @@ class Batches:
         self.per_epoch = self.n_sequences // batch_size
         if not self.per_epoch:
             sys.exit(f'{len(tokens)} training tokens do not fill a batch: lower --batch_size or --block_size.')
-        self.tokens, self.batch_size, self.seed = tokens.to(device), batch_size, seed
-        self.offsets = torch.arange(block_size + 1, device=device)
+        self.sequences = tokens.to(device).unfold(0, block_size + 1, block_size)  # (n, block_size + 1), a view
+        self.batch_size, self.seed, self.epoch = batch_size, seed, None
 
     def at(self, step):
         """Inputs and targets of a step, (batch_size, block_size) each: the targets are the inputs' next tokens."""
         epoch, i = divmod(step, self.per_epoch)
-        order = epoch_order(self.n_sequences, self.seed, epoch, self.tokens.device)
-        starts = order[i * self.batch_size : (i + 1) * self.batch_size] * (len(self.offsets) - 1)
-        text = self.tokens[starts[:, None] + self.offsets].long()
+        if epoch != self.epoch:
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.n_sequences)
+            self.epoch, self.order = epoch, torch.from_numpy(order).to(self.sequences.device)
+        text = self.sequences[self.order[i * self.batch_size : (i + 1) * self.batch_size]].long()
         return text[:, :-1], text[:, 1:]
 
 
@@ -322,7 +304,8 @@ def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
     folder = ROOT / name
     there = set(os.listdir(folder)) if folder.is_dir() else set()
     if not remote and not os.path.exists(place):
-        sys.exit(f'{source} is no file, folder, URL or known name ({", ".join(KNOWN)}).')
+        prepared = ', '.join(sorted(p.parent.name for p in ROOT.glob('*/meta.json'))) or 'none'
+        sys.exit(f'{source} is no path and no corpus; prepared: {prepared}; known: {", ".join(KNOWN)}.')
     if not remote and Path(os.path.realpath(place)).is_relative_to(folder.resolve()):
         sys.exit(f'{source} lies in {folder}, which its tokens would replace: move it elsewhere first.')
     if there and ('meta.json' not in there or there - set(FILES)):

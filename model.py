@@ -183,8 +183,6 @@ class LanguageModel(nn.Module):
     """What both models share. Called with tokens (B, T), a model returns logits (B, T, V). Called with targets (B, T)
     as well, it returns the mean loss in nats per token; targets of -1 do not count."""
 
-    caches = False  # whether forward takes a Cache
-
     def num_params(self):
         """Parameters as the log counts them: without the learned positions (nanoGPT leaves them out, too)."""
         return sum(p.numel() for name, p in self.named_parameters() if name != 'positions')
@@ -197,17 +195,14 @@ class LanguageModel(nn.Module):
         """Continue idx (B, T): yields max_new_tokens next tokens, (B, 1) each.
 
         temperature divides the logits; 0 takes the likeliest token. top_k keeps the k likeliest. Call model.eval()
-        first. The model sees the last block_size tokens; when the cache is full, it reads the newer half again.
+        first. The model sees the last block_size tokens; when there are more, it reads the newer half again.
         """
-        idx = new = idx[:, -self.block_size :]
-        cache = Cache() if self.caches else None
+        idx, cache = idx[:, -self.block_size :], Cache()
         for _ in range(max_new_tokens):
-            if cache is None:
-                new = idx[:, -self.block_size :]
-            elif cache.length + new.size(1) > self.block_size:
-                new, cache = idx[:, -(self.block_size // 2 + 1) :], Cache()
+            if idx.size(1) > self.block_size:
+                idx, cache = idx[:, -(self.block_size // 2 + 1) :], Cache()
             # forward itself, not the compiled call, which would compile again for each length
-            logits = (self.forward(new, cache=cache) if self.caches else self.forward(new))[:, -1].float()  # (B, V)
+            logits = self.forward(idx[:, cache.length :], cache=cache)[:, -1].float()  # (B, V)
             if top_k is not None and top_k < logits.size(-1):
                 logits[logits < logits.topk(top_k).values[:, -1:]] = -math.inf
             if temperature == 0:
@@ -220,8 +215,6 @@ class LanguageModel(nn.Module):
 
 class Transformer(LanguageModel):
     """The flash model, rows 4 to 15 of the log: a pre-norm decoder whose output projection is its embedding."""
-
-    caches = True
 
     def __init__(self, c):
         super().__init__()
@@ -280,15 +273,13 @@ class TorchTransformer(LanguageModel):
         self.encoder = nn.TransformerEncoder(layer, c.n_layer, enable_nested_tensor=False)
         self.head = nn.Linear(c.n_embd, c.vocab_size)
         cos, sin = rotary_table(c.block_size, c.n_embd)  # sinusoids have the same angles, (T, 1, 1, C/2)
-        sinusoids = torch.stack((sin, cos), dim=-1).view(c.block_size, c.n_embd)
-        self.register_buffer('sinusoids', sinusoids, persistent=False)
-        mask = nn.Transformer.generate_square_subsequent_mask(c.block_size)
-        self.register_buffer('mask', mask, persistent=False)
+        self.register_buffer('sinusoids', torch.stack((sin, cos), dim=-1).flatten(1), persistent=False)  # (T, C)
+        self.register_buffer('mask', nn.Transformer.generate_square_subsequent_mask(c.block_size), persistent=False)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         nn.init.uniform_(self.head.weight, -0.1, 0.1)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, idx, targets=None):
+    def forward(self, idx, targets=None, cache=None):  # the cache stays empty: it reads the whole text again
         T = idx.size(1)
         x = self.embedding(idx) * math.sqrt(self.embedding.embedding_dim) + self.sinusoids[:T]  # (B, T, C)
         x = self.encoder(self.drop(x), mask=self.mask[:T, :T], is_causal=True)

@@ -15,7 +15,7 @@ import checkpoint
 import train
 from configurator import configure, run_program
 from data import read_encoding
-from machine import autocast, choose_machine
+from machine import choose_machine
 from model import build_model
 
 out_dir = 'out/best_cpu'  # the run to sample from; this one is README.md's first
@@ -46,11 +46,10 @@ def main():
     train.check_knobs(c)
     net, encoding, knobs = load_model(c.out_dir, c.device, c.dtype)
     generator = torch.Generator(knobs.device).manual_seed(c.seed)
-    options = dict(temperature=c.temperature, top_k=c.top_k, generator=generator)
-    with autocast(knobs):
-        for _ in range(c.num_samples):
-            text = train.write_text(net, encoding, c.start, c.max_new_tokens, **options)
-            print(f'{c.start}{text}\n---------------')
+    options = dict(c=knobs, temperature=c.temperature, top_k=c.top_k, generator=generator)
+    for _ in range(c.num_samples):
+        text = train.write_text(net, encoding, c.start, c.max_new_tokens, **options)
+        print(f'{c.start}{text}\n---------------')
 
 
 if __name__ == '__main__':

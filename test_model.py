@@ -357,8 +357,9 @@ def test_generation_goes_on_past_the_block(kind):
     assert out.shape == (3, 3 * T)
     first = net(tokens(T + 3)[:, -T:])[:, -1].argmax(dim=-1)  # the prompt is cut to its last block
     assert torch.equal(out[:, 0], first)
-    again = T if kind == 'torch' else T // 2 + 1  # a full cache is left, and the newer half read again
-    lengths = [T, *([again] + [1] * (T - again)) * 3 * T]
+    again = T // 2 + 1  # of a text that is too long, the newer half is read again
+    grown = list(range(again + 1, T + 1)) if kind == 'torch' else [1] * (T - again)  # there is no cache, or there is
+    lengths = [T, *[again, *grown] * 3 * T]
     assert [x.size(1) for x in read[: 3 * T]] == lengths[: 3 * T]
     assert torch.equal(read[1], torch.cat((tokens(T + 3), out[:, :1]), dim=1)[:, -again:])
 

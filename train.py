@@ -224,7 +224,7 @@ class Run:
 
 def train(run, signals):
     """Train until run.total steps are done or there is a signal; returns the signal's number, or 0."""
-    c, per_epoch, first_step, is_first = run.c, run.batches.per_epoch, run.step, processes()[0] == 0
+    c, per_epoch, is_first = run.c, run.batches.per_epoch, processes()[0] == 0
     out_dir = Path(c.out_dir)
     metrics = checkpoint.open_metrics(out_dir, run.step) if is_first else open(os.devnull, 'w', encoding='utf-8')
     bar = tqdm(total=run.total, initial=run.step, unit='batch', disable=None if is_first else True)
@@ -233,15 +233,14 @@ def train(run, signals):
         # chores come before the step, so that the last update is evaluated and saved like every other
         finished = run.step >= run.total
         signum = int(over_processes(signals[0] if signals else 0, dist.ReduceOp.MAX))  # all stop at the same step
-        evaluates = run.step > first_step and (finished or run.step % c.eval_interval == 0 or run.step % per_epoch == 0)
+        evaluates = losses and (finished or run.step % c.eval_interval == 0 or run.step % per_epoch == 0)
         if losses and (evaluates or signum):
-            read_losses(run, losses)  # nothing that is not finite reaches a checkpoint
+            numbers = read_losses(run, losses)  # nothing that is not finite reaches a checkpoint
         if evaluates:
-            report(run, metrics, losses, seconds)
+            report(run, metrics, numbers, seconds)
+            losses, seconds = [], []
         if is_first and (evaluates or signum):
             checkpoint.save(out_dir, checkpoint.state_of(run))
-        if evaluates:
-            losses, seconds = [], []
         if finished or signum:
             bar.close()
             return signum
@@ -283,10 +282,9 @@ def log(run, metrics, numbers, seconds):
         say(f'    about {minutes:.0f} minutes left; config/cpu.py after the config makes it a coffee break')
 
 
-def report(run, metrics, losses, seconds):
+def report(run, metrics, numbers, seconds):
     """Evaluate the model and its average; print the log's line and the details, and record them."""
-    train_loss = read_losses(run, losses)[:, 0].mean().item()
-    val = run.evaluate(run.model)
+    train_loss, val = numbers[:, 0].mean().item(), run.evaluate(run.model)
     ema = run.evaluate(run.ema) if run.ema else None
     epoch, speed = run.step / run.batches.per_epoch, run.c.batch_size * run.c.block_size / statistics.mean(seconds)
     per_byte = val * len(run.corpus.val) / run.corpus.val_bytes / math.log(2)
@@ -299,13 +297,13 @@ def report(run, metrics, losses, seconds):
 # ---- the program ---------------------------------------------------------------------------------------------------
 
 
-def write_text(net, encoding, prompt, max_new_tokens, **options):
-    """The model's continuation of a prompt, up to <|endoftext|>. options: those of model.generate."""
+def write_text(net, encoding, prompt, max_new_tokens, c, **options):
+    """The continuation of a prompt by a model of the knobs c, up to <|endoftext|>. options: those of model.generate."""
     net.eval()
     ids = [encoding.eot_token, *encoding.encode_ordinary(prompt)]  # the start of a document
-    idx = torch.tensor([ids], device=next(net.parameters()).device)
-    tokens = (token.item() for token in net.generate(idx, max_new_tokens, **options))
-    return encoding.decode(list(itertools.takewhile(lambda token: token != encoding.eot_token, tokens)))
+    with autocast(c):
+        tokens = map(torch.Tensor.item, net.generate(torch.tensor([ids], device=c.device), max_new_tokens, **options))
+        return encoding.decode(list(itertools.takewhile(lambda token: token != encoding.eot_token, tokens)))
 
 
 def set_up(c):
@@ -342,10 +340,9 @@ def resume_command(*more):
 
 def show(run):
     """Print a sample of what a finished run writes, and what can be done with it."""
-    c, net, generator = run.c, run.ema or run.model, torch.Generator(run.device)
-    with autocast(c):
-        options = dict(temperature=0.8, top_k=50, generator=generator.manual_seed(c.seed))
-        print(f'\n{write_text(net, run.corpus.encoding, "", 200, **options)}\n')
+    c, generator = run.c, torch.Generator(run.device).manual_seed(run.c.seed)
+    options = dict(c=c, temperature=0.8, top_k=50, generator=generator)
+    print(f'\n{write_text(run.ema or run.model, run.corpus.encoding, "", 200, **options)}\n')
     sample = shlex.join(['python', str(Path(sys.argv[0]).with_name('sample.py')), f'--out_dir={c.out_dir}'])
     print(f'sample more: {sample}')
     longer = f'--epochs={c.epochs + 1}' if c.max_iters is None else f'--max_iters={2 * run.step}'

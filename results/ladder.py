@@ -25,7 +25,6 @@ import torch
 
 import train
 from configurator import configure, read_knobs, run_program
-from machine import autocast
 from results.puzzle import solve_puzzle
 from results.record import device_name, provenance, read, results_file, write
 from results.report import make_report
@@ -56,8 +55,7 @@ def write_sample(c, folder):
     """What a finished row's model makes of the prompt, on one line."""
     net, encoding, knobs = load_model(folder, c.device)
     generator = torch.Generator(knobs.device).manual_seed(1)
-    with autocast(knobs):
-        text = train.write_text(net, encoding, c.prompt, 60, temperature=0.7, top_k=50, generator=generator)
+    text = train.write_text(net, encoding, c.prompt, 60, knobs, temperature=0.7, top_k=50, generator=generator)
     return ' '.join((c.prompt + text).split())
 
 

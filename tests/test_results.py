@@ -48,7 +48,7 @@ def here(monkeypatch):
     """Rows are trained by train.main in this process, which is fast, and end with a short sample."""
     write_text = train.write_text
     monkeypatch.setattr(
-        train, 'write_text', lambda net, encoding, text, n, **o: write_text(net, encoding, text, 3, **o)
+        train, 'write_text', lambda net, encoding, text, n, c, **o: write_text(net, encoding, text, 3, c, **o)
     )
 
     def run_program(program, *words):
