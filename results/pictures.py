@@ -2,8 +2,12 @@
 A Figure of one's own, without pyplot, needs no screen: it is saved by matplotlib's Agg."""
 
 import itertools
+import math
 import os
 import statistics
+
+from results.paired import interval, last_loss, runs_by_row
+from results.rows import NUMBERS
 
 PALETTE = '#0072b2 #d55e00 #009e73 #cc79a7 #56b4e9 #e69f00 #000000'.split()  # Okabe and Ito's, for all eyes
 SLOW = 'sgd'  # its first losses are far above all others', so they are left out of the frame
@@ -57,6 +61,32 @@ def draw_losses(results, path):
     figure.savefig(path, dpi=150)
 
 
+def draw_ends(results, path):
+    """Each row's last validation loss: a dot per seed, their mean, and its 95 % interval. Rows stand in their order."""
+    runs = runs_by_row(results)
+    figure, axes = new_figure(9, 0.3 * len(runs) + 1)
+    ends = {row: [*map(last_loss, mine)] for row, mine in runs.items()}
+    low, high = min(map(min, ends.values())), max(map(max, ends.values()))
+    for i, losses in enumerate(ends.values()):
+        mean, (lower, upper) = statistics.mean(losses), interval(losses)
+        if math.isfinite(lower):
+            axes.plot([lower, upper], [i, i], color=PALETTE[0], linewidth=2, alpha=0.5)
+        axes.plot(losses, [i] * len(losses), '|', color=PALETTE[0], markersize=7)
+        axes.plot(mean, i, 'o', color=PALETTE[0])
+        axes.annotate(f'{mean:.2f}', (1.01, i), xycoords=('axes fraction', 'data'), va='center')
+    margin = (high - low) / 30 or 1
+    axes.set_xlim(low - margin, high + margin)  # few seeds can have intervals many times as wide
+    axes.set_xlabel('last validation loss (nats per token): each seed, their mean and its 95 % interval')
+    axes.set_yticks(range(len(ends)), [f'{NUMBERS.get(row, "")}  {row}' for row in ends])
+    axes.invert_yaxis()
+    figure.savefig(path, dpi=150)
+
+
+def draw_ladder(results, path):
+    """Curves of few rows, ends of many."""
+    (draw_losses if len(runs_by_row(results)) <= len(PALETTE) else draw_ends)(results, path)
+
+
 def draw_speed(results, path):
     """The time of a step, a dot per row of bench.py on a line from its 10th to its 90th percentile."""
     rows = results['rows']
@@ -77,4 +107,4 @@ def draw_speed(results, path):
     figure.savefig(path, dpi=150)
 
 
-PICTURES = {'ladder': draw_losses, 'bench': draw_speed}
+PICTURES = {'ladder': draw_ladder, 'bench': draw_speed}

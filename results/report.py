@@ -1,6 +1,7 @@
 """The tables of results/README.md and the front page's, made from results/*.json: the results KIND_NAME.json become
 what stands between <!-- KIND_NAME --> and <!-- /KIND_NAME -->. `python -m results.ladder --report` calls it."""
 
+import math
 import os
 import statistics
 import sys
@@ -12,11 +13,33 @@ import train
 from configurator import configure
 from data import MERGES
 from model import build_model
+from results.paired import interval, last_loss, paired, runs_by_row, verdict
 from results.pictures import PICTURES
 from results.record import RESULTS, ROOT, read
-from results.rows import LOG, NUMBERS, config_of
+from results.rows import LOG, NUMBERS, config_of, parent_of
 
 FRONT_PAGE = 'ladder_books_mini_cpu.json'  # whose losses stand in the front page's table
+DECIDING = 'ladder_stdlib_cpu.json'  # whose paired differences decide the claims
+# of the log's claims those on losses: (its number, the claim, the log's losses, the row that should end lower, the
+# other, of which loss). What takes a long training to see, no short one can decide: its verdict is given.
+LONG = 'a coffee break cannot decide it'
+CLAIMS = (
+    ('1', 'Adam beats SGD', '2.86, 2.96', 'adam', 'sgd', 'val_loss'),
+    ('2', 'a cosine schedule helps a little', '2.85, 2.86', 'cosine', 'adam', 'val_loss'),
+    ('3', 'the flash model trains better', '2.79, 2.91', 'flash', 'cosine', 'train_loss'),
+    ('', 'and validates far worse', '2.85, 3.14', 'cosine', 'flash', 'val_loss'),
+    ('4', 'weight decay beats dropout', '2.64, 3.14', 'weight_decay', 'flash', 'val_loss'),
+    ('', 'both are better than dropout alone', '', 'dropout_weight_decay', 'flash', 'val_loss'),
+    ('', 'and worse than weight decay alone', '', 'weight_decay', 'dropout_weight_decay', 'val_loss'),
+    ('5', 'an average of the weights helps a little', '2.62, 2.64', 'ema', 'weight_decay', LONG),
+    ('6', 'SwiGLU beats more layers', '2.58, 2.59', 'swiglu', 'deep', 'val_loss'),
+    ('', 'and a wider feed-forward', '2.60, 2.61', 'swiglu', 'wide', 'val_loss'),
+    ('7', '18 layers help', '2.32, 2.60', 'swiglu_18', 'swiglu', 'val_loss'),
+    ('8', 'warmup changes little', '2.56, 2.56', 'warmup', 'swiglu', LONG),
+    ('', 'three times the rate helps', '2.54, 2.56', 'learning_rate', 'warmup', LONG),
+    ('9', '97 M parameters help', '2.23, 2.59', 'swiglu_23', 'learning_rate', 'val_loss'),
+    ('10', 'learned positions beat rotary ones', '2.53, 2.54', 'learned', 'learning_rate', 'val_loss'),
+)
 
 
 def markdown(columns, rows):
@@ -31,11 +54,22 @@ def mean_sd(values, digits):
     return text if len(values) < 2 else f'{text} ± {statistics.stdev(values):.{digits}f}'
 
 
-def runs_by_row(results):
-    """{row: its runs, one per seed}, the ladder's rows in its order, then any others."""
-    names = [*NUMBERS, *(run['row'] for run in results['rows'])]
-    runs = {name: [run for run in results['rows'] if run['row'] == name] for name in names}
-    return {name: mine for name, mine in runs.items() if mine}
+def signed(differences):
+    """The mean of paired differences and its interval, as text."""
+    if not differences:
+        return ''
+    mean, (low, high) = statistics.mean(differences), interval(differences)
+    return f'{round(mean, 2) + 0.0:+.2f}' + (f' [{low:+.2f}, {high:+.2f}]' if math.isfinite(low) else '')
+
+
+def claims_table(results):
+    """The log's claims on losses, decided by the intervals of paired differences."""
+    lines, runs = [], runs_by_row(results)
+    for number, claim, log, row, other, key in CLAIMS:
+        differences = paired(runs, row, other, key if key != LONG else 'val_loss')
+        decided = 'not measured yet' if not differences else LONG if key == LONG else verdict(differences)
+        lines.append([number, claim, f'`{row}`, `{other}`', log, signed(differences), decided])
+    return markdown(['#', 'the log claims', 'of', 'its losses', 'ours: difference', 'verdict'], lines)
 
 
 def epochs_of(run):
@@ -52,19 +86,21 @@ def parameters(row):
 
 
 def front_page_table(results):
-    """The front page's table: the log's fifteen rows, what each changes, the log's losses, and ours at the end."""
+    """The front page's table: the log's fifteen rows, what each changes, the log's losses, ours at the end, and the
+    difference from the row that it changes, seed by seed."""
     lines, runs = [], runs_by_row(results)
     for row, (change, log) in LOG.items():
-        ends = [run['evaluations'][-1]['val_loss'] for run in runs.get(row, [])]
-        ours = mean_sd(ends, 2) if ends else 'not measured yet'
-        lines.append([NUMBERS[row], f'[`{row}`](config/{row}.py)', change, f'{parameters(row):,}', log, ours])
-    return markdown(['#', 'config', 'what changes', 'parameters', 'the log', 'ours'], lines)
+        ours = mean_sd(ends, 2) if (ends := [*map(last_loss, runs.get(row, ()))]) else 'not measured yet'
+        difference = signed(paired(runs, row, parent_of(row)))
+        name = f'[`{row}`](config/{row}.py)'
+        lines.append([NUMBERS[row], name, change, f'{parameters(row):,}', log, ours, difference])
+    return markdown(['#', 'config', 'what changes', 'parameters', 'the log', 'ours', 'difference'], lines)
 
 
 def ladder_table(results):
     """The log's losses beside ours at the ends of epochs, mean ± standard deviation over the seeds; then samples."""
-    lines = []
-    for row, runs in runs_by_row(results).items():
+    lines, runs_of = [], runs_by_row(results)
+    for row, runs in runs_of.items():
         ends = list(zip(*map(epochs_of, runs), strict=True))
         losses = ', '.join(mean_sd([e['val_loss'] for e in end], 2) for end in ends)
         if ends[-1][0]['ema_loss'] is not None:
@@ -73,8 +109,9 @@ def ladder_table(results):
         bits = mean_sd([e['bits_per_byte'] for e in ends[-1]], 3)
         times = [run['ms_per_batch'] for run in runs if run['ms_per_batch']]
         ms, log = f'{statistics.median(times):.0f}' if times else '', LOG[row][1] if row in LOG else ''
-        lines.append([NUMBERS.get(row, ''), f'`{row}`', log, losses, training, bits, ms])
-    columns = ['#', 'config', 'the log', 'ours', 'training', 'bits per byte', 'ms/batch']
+        difference = signed(paired(runs_of, row, parent_of(row))) if row in NUMBERS else ''
+        lines.append([NUMBERS.get(row, ''), f'`{row}`', log, losses, difference, training, bits, ms])
+    columns = ['#', 'config', 'the log', 'ours', 'difference', 'training', 'bits per byte', 'ms/batch']
     return markdown(columns, lines) + samples(results)
 
 
@@ -90,7 +127,7 @@ def beside(mine, published):
     theirs = runs_by_row(published) if published else {}
     lines = []
     for row, runs in runs_by_row(mine).items():
-        cells = [mean_sd([run['evaluations'][-1]['val_loss'] for run in each], 3) if each else ''
+        cells = [mean_sd([*map(last_loss, each)], 3) if each else ''
                  for each in (runs, theirs.get(row))]  # fmt: skip
         lines.append([f'`{row}`', *cells])
     return markdown(['config', 'yours', 'published'], lines)
@@ -157,6 +194,7 @@ def make_report():
     front_text = front.read_text(encoding='utf-8')
     front_text = replace_between(front, front_text, 'ladder', front_page_table(read(RESULTS / FRONT_PAGE)))
     text = notebook.read_text(encoding='utf-8')
+    text = replace_between(notebook, text, 'claims', claims_table(read(RESULTS / DECIDING)))
     kinds = {path: path.stem.split('_')[0] for path in sorted(RESULTS.glob('*.json'))}
     files = {path: kind for path, kind in kinds.items() if kind in TABLES}
     for path in kinds.keys() - files.keys():

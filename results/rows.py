@@ -3,6 +3,7 @@ folder of its own. It needs train."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,6 +48,13 @@ NUMBERS = {
 def config_of(row):
     """The path of a row's config."""
     return os.path.relpath(ROOT / 'config' / f'{row}.py')
+
+
+def parent_of(row):
+    """The row that a row's config says it changes; None for the first."""
+    headline = (ROOT / 'config' / f'{row}.py').read_text(encoding='utf-8').splitlines()[0]
+    named = re.search(r': (row|rung) (\d+) ', headline)
+    return named and (list(LOG) if named[1] == 'row' else RUNGS)[int(named[2]) - 1]
 
 
 def rows_and_overlays(files):

@@ -2,6 +2,7 @@
 hold. Rows have two tiny layers. A process is started only where that is the point: it takes seconds to import torch."""
 
 import json
+import math
 import os
 import signal
 import statistics
@@ -19,7 +20,7 @@ import checkpoint
 import machine
 import train
 from bench import OVERLAYS
-from results import bench, ladder, nanogpt, pictures, puzzle, record, report, rows
+from results import bench, ladder, nanogpt, paired, pictures, puzzle, record, report, rows
 
 FLAGS = [*SMALL, '--dataset=tiny', '--max_iters=12', '--eval_interval=4']
 
@@ -238,18 +239,60 @@ def test_tables_say_mean_and_spread():
     sd = statistics.stdev([2.0, 2.5])
     lines = report.ladder_table(results).splitlines()
     assert lines[2:6] == [
-        '| 7 | `ema` | 2.66, 2.63, 2.62 | 3.00 (average: 2.90) | 2.00 | 0.750 | 10 |',
-        f'| 15 | `learned` | 2.58, 2.55, 2.53 | 3.50 ± 0.71, 2.25 ± {sd:.2f} | 1.25 ± {sd:.2f} | 0.562 ± 0.088 | 20 |',
-        '| rung 2 | `best_2_muon` |  | 3.00 | 2.00 | 0.750 | 10 |',
-        '|  | `mine` |  | 3.00 | 2.00 | 0.750 |  |',
+        '| 7 | `ema` | 2.66, 2.63, 2.62 | 3.00 (average: 2.90) |  | 2.00 | 0.750 | 10 |',
+        f'| 15 | `learned` | 2.58, 2.55, 2.53 | 3.50 ± 0.71, 2.25 ± {sd:.2f} |  | 1.25 ± {sd:.2f} '
+        '| 0.562 ± 0.088 | 20 |',
+        '| rung 2 | `best_2_muon` |  | 3.00 |  | 2.00 | 0.750 | 10 |',
+        '|  | `mine` |  | 3.00 |  | 2.00 | 0.750 |  |',
     ]
     assert lines[-1].split(maxsplit=1) == ['mine', 'said "Yes"']
     front = report.front_page_table(results).splitlines()
     assert len(front) == 17 and front[-1] == (
         '| 15 | [`learned`](config/learned.py) | row 13 with learned positions | 2,102,272 | 2.58, 2.55, 2.53 | '
-        f'2.25 ± {sd:.2f} |'
+        f'2.25 ± {sd:.2f} |  |'
     )
-    assert front[12].endswith('15,669,248 | 2.32 | not measured yet |')
+    assert front[12].endswith('15,669,248 | 2.32 | not measured yet |  |')
+
+
+def test_rows_are_compared_seed_by_seed():
+    """One seed more or less is no matter; the average's loss counts where there is one; an interval decides."""
+    ends = {'weight_decay': {1: 4.0, 2: 5.0, 3: 6.0, 4: 9.0}, 'swiglu': {3: 5.7, 1: 3.9, 2: 4.8}, 'deep': {2: 5.1}}
+    results = {'rows': [run_of(row, seed, [(1, 9.0), (2, loss)]) for row, losses in ends.items()
+                        for seed, loss in losses.items()]}  # fmt: skip
+    results['rows'] += [run_of('ema', seed, [(2, 1.0)], ema=loss) for seed, loss in ((1, 4.1), (2, 4.9))]
+    runs = paired.runs_by_row(results)
+    assert paired.paired(runs, 'swiglu', 'weight_decay') == pytest.approx([-0.1, -0.2, -0.3])
+    low, high = paired.interval([-0.1, -0.2, -0.3])
+    assert (low, high) == pytest.approx((-0.2 - 4.303 * 0.1 / 3**0.5, -0.2 + 4.303 * 0.1 / 3**0.5)) and high > 0
+    lines = {line.split(' | ')[1]: line for line in report.ladder_table(results).splitlines()}
+    assert ' | -0.20 [-0.45, +0.05] | ' in lines['`swiglu`'] and ' | +0.10 | ' in lines['`deep`']
+    assert ' | +0.00 | ' in lines['`ema`']
+    low, high = paired.interval([0.0, 1.0] * 10)
+    assert (low + high) / 2 == pytest.approx(0.5) and high - low > 2 * 2.093 * 0.513 / 20**0.5  # never too narrow
+    verdicts = {
+        'holds': [-1.0, -1.01, -1.02],
+        'does not hold here': [1.0, 1.01, 1.02],
+        'not decided': [-0.1, -0.2, -0.3],
+    }
+    assert all(paired.verdict(differences) == text for text, differences in verdicts.items())
+    assert paired.verdict([-5.0, -5.0]) == 'not decided'
+    claims = report.claims_table(results)
+    assert '| 6 | SwiGLU beats more layers | `swiglu`, `deep` | 2.58, 2.59 | -0.30 | not decided |' in claims
+    assert claims.count(f'| {report.LONG} |') == 1 and '| 2.86, 2.96 |  | not measured yet |' in claims
+
+
+@pytest.mark.parametrize('freedom', [2, 5, 9])
+def test_students_t_leaves_five_per_cent_outside(freedom):
+    """By the sum of its density (1 + x²/n)^(-(n+1)/2) up to t, and to infinity, where x = tan(angle)."""
+    angles = torch.linspace(0, math.pi / 2, 200_001, dtype=torch.float64)[:-1] + math.pi / 800_000
+    x = angles.tan()
+    mass = (1 + x**2 / freedom) ** (-(freedom + 1) / 2) / angles.cos() ** 2
+    assert float(mass[x < paired.T95[freedom - 2]].sum() / mass.sum()) == pytest.approx(0.95, abs=1e-4)
+
+
+def test_a_rows_parent_is_the_one_that_its_config_names():
+    assert [rows.parent_of(row) for row in ('sgd', 'adam', 'wide', 'learned', 'best_1_rate', 'best', 'best_97m')] == [
+        None, 'sgd', 'weight_decay', 'learning_rate', 'learned', 'best_5_embedding_norm', 'swiglu_23']  # fmt: skip
 
 
 def block(path, name):
@@ -264,21 +307,24 @@ def test_the_report_rewrites_both_readmes(tmp_path, monkeypatch):
     monkeypatch.setattr(report, 'RESULTS', folder)
     monkeypatch.setattr(report, 'ROOT', tmp_path)
     name = Path(report.FRONT_PAGE).stem
+    monkeypatch.setattr(report, 'DECIDING', report.FRONT_PAGE)
     record.write(folder / report.FRONT_PAGE, results)
     around = 'before\n<!-- {0} -->\nold\n<!-- /{0} -->\nafter\n'
-    (folder / 'README.md').write_text(around.format(name))
+    notebook = around.format(name) + around.format('claims')
+    (folder / 'README.md').write_text(notebook)
     front.write_text(around.format('ladder'))
     (folder / 'stray.json').write_text('[]')
     report.make_report()
     assert front.read_text() == around.format('ladder').replace('old', report.front_page_table(results))
-    assert (folder / 'README.md').read_text() == around.format(name).replace('old', report.ladder_table(results))
+    table, claims = report.ladder_table(results), report.claims_table(results)
+    assert (folder / 'README.md').read_text() == notebook.replace('old', table, 1).replace('old', claims)
     assert (folder / f'{name}.png').stat().st_size > 10_000
-    for path, marker in ((front, 'ladder'), (folder / 'README.md', name)):
+    for path, text, marker in ((front, front.read_text(), 'ladder'), (folder / 'README.md', notebook, 'claims')):
         path.write_text('nothing\n')
         with pytest.raises(SystemExit, match=f'README.md has no line <!-- {marker} -->'):
             report.make_report()
         assert path.read_text() == 'nothing\n'
-        path.write_text(around.format(marker))
+        path.write_text(text)
 
 
 def test_the_readmes_say_what_the_results_hold():
@@ -289,6 +335,8 @@ def test_the_readmes_say_what_the_results_hold():
         assert block(record.RESULTS / 'README.md', path.stem) == table
     results = record.read(record.RESULTS / report.FRONT_PAGE)
     assert block(record.ROOT / 'README.md', 'ladder') == report.front_page_table(results)
+    claims = report.claims_table(record.read(record.RESULTS / report.DECIDING))
+    assert block(record.RESULTS / 'README.md', 'claims') == claims
 
 
 def test_labels_keep_their_distance():
@@ -300,9 +348,10 @@ def test_pictures_need_no_screen(tmp_path, monkeypatch):
     monkeypatch.setenv('MPLBACKEND', 'TkAgg')
     losses = {'rows': [run_of('sgd', 1, [(1, 9.0), (2, 4.0)]), run_of('adam', 1, [(1, 3.0), (2, 2.0)])]}
     pictures.draw_losses(losses, tmp_path / 'losses.png')
+    pictures.draw_ends(losses, tmp_path / 'ends.png')
     speed = {'rows': [{'config': 'swiglu', 'ms_median': 38.0, 'ms_p10': 37.0, 'ms_p90': 41.0}]}
     pictures.draw_speed(speed, tmp_path / 'speed.png')
-    assert all((tmp_path / f'{name}.png').stat().st_size > 5_000 for name in ('losses', 'speed'))
+    assert all((tmp_path / f'{name}.png').stat().st_size > 5_000 for name in ('losses', 'ends', 'speed'))
 
 
 def test_a_commit_is_lost_without_git_and_nothing_else(tmp_path, monkeypatch):
