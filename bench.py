@@ -30,7 +30,7 @@ profile = False  # where the time of a step goes; the trace is written to trace.
 seconds = 10.0  # how long each row is timed, after the warm-up; at least 5 steps
 
 PROGRAMS = [__file__, train.__file__]  # whose knobs these are
-COLUMNS = 'config ms_median ms_p10 ms_p90 tokens_per_s peak_memory_gb'.split()
+COLUMNS = 'config ms_median ratio ms_p10 ms_p90 tokens_per_s peak_memory_gb'.split()
 OVERLAYS = ('cpu',)  # configs of sizes alone, which follow a row; every other config is a row
 WARM_UP = 3  # steps: the first compiles and allocates, the next settle caches and clocks
 
@@ -65,34 +65,35 @@ def time_in_turns(steps, device, seconds):
     return times
 
 
-def measure(name, c):
-    """One row: the times of the config's training step on this machine."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    run = build_run(c)
-    on_gpu = run.device.type == 'cuda'
-    [times] = time_in_turns([run.train_step], run.device, c.seconds)
-    memory = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None
-    median, (p10, *_, p90) = statistics.median(times), statistics.quantiles(times, n=10, method='inclusive')
-    numbers = (name, median, p10, p90, c.batch_size * c.block_size / median * 1e3, memory)
-    device = torch.cuda.get_device_name() if on_gpu else f'{c.device}, {torch.get_num_threads()} threads'
-    setting = {knob: getattr(c, knob) for knob in ('batch_size', 'block_size', 'dtype', 'compile', 'attention')}
-    setting |= {'steps': len(times), 'device': device, 'torch': torch.__version__}
-    return dict(zip(COLUMNS, numbers, strict=True)) | setting
+def measure(runs, seconds):
+    """Yields a row per run, {name: Run}: the times of its training step, and their ratio to the first run's."""
+    device = next(iter(runs.values())).device
+    on_gpu = device.type == 'cuda'
+    machine = torch.cuda.get_device_name() if on_gpu else f'{device}, {torch.get_num_threads()} threads'
+    times = time_in_turns([run.train_step for run in runs.values()], device, seconds)
+    for (name, run), mine in zip(runs.items(), times, strict=True):
+        c, median = run.c, statistics.median(mine)
+        p10, *_, p90 = statistics.quantiles(mine, n=10, method='inclusive')
+        ratio = statistics.median(a / b for a, b in zip(mine, times[0], strict=True)) if len(runs) > 1 else None
+        memory = torch.cuda.max_memory_allocated() / 1e9 if on_gpu and len(runs) == 1 else None
+        numbers = (name, median, ratio, p10, p90, c.batch_size * c.block_size / median * 1e3, memory)
+        setting = {knob: getattr(c, knob) for knob in ('batch_size', 'block_size', 'dtype', 'compile', 'attention')}
+        setting |= {'steps': len(mine), 'device': machine, 'torch': torch.__version__}
+        yield dict(zip(COLUMNS, numbers, strict=True)) | setting
 
 
 def print_row(row, first):
     """A row of the table, the first below a header."""
     if first:
         print('{device}, torch {torch}, {dtype}, batch {batch_size} x {block_size}'.format(**row))
-        print(''.join(f'{column:>15s}' for column in COLUMNS))
-    digits = {'config': 's', 'tokens_per_s': ',.0f', 'peak_memory_gb': '.2f'}
-    cells = ['-' if row[column] is None else format(row[column], digits.get(column, '.1f')) for column in COLUMNS]
-    print(''.join(f'{cell:>15s}' for cell in cells), flush=True)
+        print(f'{COLUMNS[0]:30s}' + ''.join(f'{column:>15s}' for column in COLUMNS[1:]))
+    digits = {'ratio': '.2f', 'tokens_per_s': ',.0f', 'peak_memory_gb': '.2f'}
+    cells = ['-' if row[column] is None else format(row[column], digits.get(column, '.1f')) for column in COLUMNS[1:]]
+    print(f'{row["config"]:30s}' + ''.join(f'{cell:>15s}' for cell in cells), flush=True)
 
 
-def print_comparison(name, c, arguments):
-    """The times of c.compare's values, and their ratios to the first that runs; says which cannot run, and why."""
+def compared_runs(name, c, arguments):
+    """{name and KNOB=VALUE: its Run} for the values of c.compare; says which cannot run, and why."""
     (knob, _, listed), knobs = c.compare.partition('='), read_knobs(train.__file__)
     if knob not in knobs:
         sys.exit(f'--compare={knob}: train.py has no such knob; --help lists them.')
@@ -106,21 +107,11 @@ def print_comparison(name, c, arguments):
         variant, _ = configure(PROGRAMS, [*arguments, f'--{knob}={value}'])
         try:
             train.check_knobs(variant)
-            run = runs[f'{knob}={value}'] = build_run(variant)
+            run = runs[f'{name} {knob}={value}'] = build_run(variant)
             arguments.append(f'--dtype={run.c.dtype}')  # for the values that follow, unless they are dtypes
         except (SystemExit, RuntimeError) as error:
             print(f'{knob}={value} is left out: {str(error).splitlines()[0]}', file=sys.stderr)
-    if not runs:
-        sys.exit(1)
-    times = time_in_turns([run.train_step for run in runs.values()], next(iter(runs.values())).device, c.seconds)
-    medians = dict(zip(runs, map(statistics.median, times), strict=True))
-    if c.json:
-        print(dumps({'config': name, 'compare': c.compare, 'steps': len(times[0]), 'ms_median': medians}))
-        return
-    print(f'{name}, {c.batch_size} x {c.block_size}, {len(times[0])} steps each')
-    for (variant, median), mine in zip(medians.items(), times, strict=True):
-        ratio = statistics.median(a / b for a, b in zip(mine, times[0], strict=True))
-        print(f'  {variant:24s} {median:9.1f} ms   {ratio:5.2f} x {next(iter(medians))}')
+    return runs or sys.exit(1)
 
 
 def print_profile(c):
@@ -144,14 +135,15 @@ def main():
         arguments = [file, *overlays, *flags] if file else [*overlays, *flags]
         c, name = configure(PROGRAMS, arguments)[0], Path(file).stem if file else 'default'
         torch.compiler.reset()  # no row inherits the code that was compiled for another
-        if c.compare:
-            print_comparison(name, c, arguments)
-        elif c.profile:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        if c.profile:
             print_profile(c)
-        else:
-            row = measure(name, c)
-            flags.append(f'--dtype={row["dtype"]}')  # a table is in one dtype
-            print(dumps(row), flush=True) if c.json else print_row(row, first=i == 0)
+            continue
+        runs = compared_runs(name, c, arguments) if c.compare else {name: build_run(c)}
+        for j, row in enumerate(measure(runs, c.seconds)):
+            print(dumps(row), flush=True) if c.json else print_row(row, first=i == j == 0)
+        flags.append(f'--dtype={row["dtype"]}')  # a table is in one dtype
 
 
 if __name__ == '__main__':
