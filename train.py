@@ -163,7 +163,7 @@ class Run:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # no C compiler, no Python.h, too old a GPU: each raises its own
-            reason = str(error).splitlines()[0]
+            reason = (str(error) or repr(error)).splitlines()[0]
             if asked:
                 sys.exit(f'--compile cannot work here, --compile=False does without: {reason}')
             say(f'not compiled: {reason}')
