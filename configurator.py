@@ -23,8 +23,8 @@ ERRORS = (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError)
 
 
 def read_knobs(program):
-    """The knobs of a program, the lower-case literals at its top level, read from its source: {name: (default, what it
-    may be, comment)}. It may have the type of its default, or the types or choices of its annotation: `int | None`,
+    """The knobs of a program, the lower-case literals at its top level, read from its source: {name: (default, allowed,
+    comment)}. A knob may have the type of its default, or the types or choices of its annotation: `int | None`,
     `Literal['a', 'b']`."""
     source, knobs = Path(program).read_text(encoding='utf-8'), {}
     for node in ast.parse(source).body:
@@ -131,8 +131,8 @@ def configure(programs, arguments):
 
 
 def run_program(main):
-    """Run a program's main, and end it without a traceback: on Ctrl-C, when a reader of its output leaves, where a file
-    or the memory fails it. A character that the output's encoding lacks is replaced."""
+    """Run a program's main. Ctrl-C, a reader of its output that leaves, a file's error or full memory end it without a
+    traceback. A character that the output's encoding lacks is replaced."""
     sys.stdout.reconfigure(errors='replace')
     try:
         main()
