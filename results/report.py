@@ -139,6 +139,12 @@ def dropout_table(results):
     return markdown(['trained with', 'dropout in evaluation', 'loss on training text', 'on validation text'], lines)
 
 
+def positions_table(results):
+    """What was tried to explain how learned and rotary positions differ."""
+    lines = [[case['case'], f'`{case["row"]}`', f'{last_loss(case):.2f}'] for case in results['cases']]
+    return markdown(['what differs', 'from', 'loss'], lines)
+
+
 def bench_table(results):
     """The rows of bench.py; the earlier ones have the speed of their arithmetic as well."""
     columns = {
@@ -173,6 +179,7 @@ def screening_table(results):
 TABLES = {
     'ladder': ladder_table,
     'dropout': dropout_table,
+    'positions': positions_table,
     'bench': bench_table,
     'nanogpt': nanogpt_table,
     'screening': screening_table,

@@ -20,7 +20,10 @@ import checkpoint
 import machine
 import train
 from bench import OVERLAYS
-from results import bench, ladder, nanogpt, paired, pictures, puzzle, record, report, rows
+from configurator import configure
+from model import build_model
+from optim import create_optimizers
+from results import bench, ladder, nanogpt, paired, pictures, positions, puzzle, record, report, rows
 
 FLAGS = [*SMALL, '--dataset=tiny', '--max_iters=12', '--eval_interval=4']
 
@@ -210,6 +213,63 @@ def test_the_puzzle_leaves_dropout_on_where_it_says(climb, here, tmp_path):
     net = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(1, 1))
     puzzle.leave_on(net, torch.nn.Dropout).eval()
     assert [module.training for module in net] == [True, False]
+
+
+@pytest.fixture
+def tiny(workplace, monkeypatch):
+    """tiny('row') is a row's model with one layer, at its start."""
+    monkeypatch.chdir(workplace)
+
+    def build(row):
+        c, _ = configure([train.__file__], [rows.config_of(row), *FLAGS, '--n_layer=1', '--attention=naive'])
+        return build_model(c, 100)
+
+    return build
+
+
+def test_what_the_suspects_of_the_positions_change(tiny):
+    """Without positions the order of the tokens before does not count, in one layer; a table of zeros adds nothing;
+    Adam's first step is as long as the rate."""
+    idx, mixed = torch.tensor([[1, 2, 3, 4, 5], [3, 1, 4, 2, 5]])[:, None]
+    for change, same in ((lambda model: None, False), (positions.stop_turning, True)):
+        model = tiny('learning_rate')
+        change(model)
+        assert torch.allclose(model(idx)[:, -1], model(mixed)[:, -1], rtol=0, atol=1e-6) == same
+    model = tiny('learning_rate')
+    before = model(idx)
+    positions.add_table(model)
+    assert not torch.allclose(model(idx), before, atol=1e-3)
+    torch.nn.init.zeros_(model.table)
+    assert torch.equal(model(idx), before)
+    for change, step in ((lambda model: None, 1e-3), (positions.quicken_table, 1e-2)):
+        model = tiny('learned')
+        before = model.positions.clone()
+        change(model)
+        assert torch.allclose(model.positions, before)
+        [optimizer] = create_optimizers(model, 'adamw', 1e-3, 0.0)
+        model(idx, idx).backward()
+        optimizer.step()
+        assert float((model.positions - before)[:5].abs().median().detach()) == pytest.approx(step, rel=1e-2)
+    model, start = tiny('learned'), tiny('learned').positions.clone()
+    positions.scale_table(model, 10)
+    assert torch.equal(model.positions, 10 * start)
+
+
+def test_a_suspect_of_the_positions_is_tried_once(here, workplace, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(record, 'RESULTS', tmp_path)
+    suspects = ('rotary and a learned table', 'no weight decay')
+    monkeypatch.setattr(positions, 'CASES', {name: positions.CASES[name] for name in suspects})
+    monkeypatch.setattr(sys, 'argv', ['positions.py', '--publish', *FLAGS])
+    positions.main()
+    found = record.read(tmp_path / 'positions_tiny_cpu.json')
+    assert [case['case'] for case in found['cases']] == [*suspects] and found['cases'][0]['date']
+    saved = [checkpoint.load(f'out/positions_tiny_cpu/{name.replace(" ", "_")}') for name in suspects]
+    assert 'table' in saved[0]['model'] and saved[1]['knobs']['weight_decay'] == 0.0
+    capfd.readouterr()
+    positions.main()
+    assert record.read(tmp_path / 'positions_tiny_cpu.json') == found and not capfd.readouterr().out
+    assert f'`learned` | {paired.last_loss(found["cases"][1]):.2f} |' in report.positions_table(found)
 
 
 @pytest.mark.parametrize('flag, words', [
