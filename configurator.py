@@ -117,7 +117,9 @@ def configure(programs, arguments):
     source files whose knobs count, the last of them beside config/. --help prints the knobs and exits."""
     knobs = {name: knob for program in programs for name, knob in read_knobs(program).items()}
     if '--help' in arguments or '-h' in arguments:
-        print(f'usage: python {Path(programs[0]).name} [CONFIG.py ...] [--KNOB=VALUE ...]\n')
+        program, home = Path(programs[0]), Path(programs[-1]).parent  # those in results/ are started from home
+        name = program.name if program.parent == home else f'-m {program.parent.name}.{program.stem}'
+        print(f'usage: python {name} [CONFIG.py ...] [--KNOB=VALUE ...]\n')
         for name, (default, allowed, comment) in knobs.items():
             choices = f'{", ".join(allowed)}. ' if isinstance(allowed[0], str) else ''
             print(f'  --{name}={default}'.ljust(36), choices + comment)

@@ -253,6 +253,16 @@ def test_help_lists_every_knob_with_default_and_comment(capsys):
         assert count >= 4
 
 
+@pytest.mark.parametrize('programs, command', [
+    (['train.py'], 'train.py'), (['bench.py', 'train.py'], 'bench.py'),
+    (['results/ladder.py', 'train.py'], '-m results.ladder'),
+])  # fmt: skip
+def test_help_says_how_the_program_is_started(programs, command, capsys):
+    with pytest.raises(SystemExit):
+        configure([HOME / program for program in programs], ['--help'])
+    assert capsys.readouterr().out.startswith(f'usage: python {command} [CONFIG.py ...] [--KNOB=VALUE ...]\n')
+
+
 @pytest.mark.parametrize('path', sorted(HOME.glob('config/*.py')), ids=lambda path: path.stem)
 def test_the_configs_parse(path):
     c, files = configure([HOME / 'train.py'], [str(path)])
