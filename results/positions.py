@@ -72,8 +72,8 @@ CASES = {
     '1 x 768 tokens, rotary': ('learning_rate', ['--batch_size=1', '--block_size=768'], None),
     '500 steps, learned': ('learned', ['--max_iters=500'], None),
     '500 steps, rotary': ('learning_rate', ['--max_iters=500'], None),
-    '8,000 steps, learned': ('learned', ['--max_iters=8000'], None),
-    '8,000 steps, rotary': ('learning_rate', ['--max_iters=8000'], None),
+    '4,000 steps, learned': ('learned', ['--max_iters=4000'], None),
+    '4,000 steps, rotary': ('learning_rate', ['--max_iters=4000'], None),
 }
 
 
