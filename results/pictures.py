@@ -10,7 +10,7 @@ from results.paired import interval, last_loss, runs_by_row
 from results.rows import NUMBERS
 
 PALETTE = '#0072b2 #d55e00 #009e73 #cc79a7 #56b4e9 #e69f00 #000000'.split()  # Okabe and Ito's, for all eyes
-SLOW = 'sgd'  # its first losses are far above all others', so they are left out of the frame
+SLOW = 'sgd'  # its losses can be far above all others', and are then left out of the frame
 
 
 def new_figure(width, height):
@@ -66,14 +66,17 @@ def draw_ends(results, path):
     runs = runs_by_row(results)
     figure, axes = new_figure(9, 0.3 * len(runs) + 1)
     ends = {row: [*map(last_loss, mine)] for row, mine in runs.items()}
-    low, high = min(map(min, ends.values())), max(map(max, ends.values()))
+    others = [losses for row, losses in ends.items() if row != SLOW or len(ends) == 1]
+    low, high = min(map(min, others)), max(map(max, others))
+    if max(map(max, ends.values())) > high:
+        axes.set_title(f'{SLOW} reaches beyond the frame', loc='left', fontsize=10)
     for i, losses in enumerate(ends.values()):
         mean, (lower, upper) = statistics.mean(losses), interval(losses)
         if math.isfinite(lower):
             axes.plot([lower, upper], [i, i], color=PALETTE[0], linewidth=2, alpha=0.5)
         axes.plot(losses, [i] * len(losses), '|', color=PALETTE[0], markersize=7)
         axes.plot(mean, i, 'o', color=PALETTE[0])
-        axes.annotate(f'{mean:.2f}', (1.01, i), xycoords=('axes fraction', 'data'), va='center')
+        axes.annotate(f'{mean:.2f}', (1.01, i), xycoords=('axes fraction', 'data'), va='center', annotation_clip=False)
     margin = (high - low) / 30 or 1
     axes.set_xlim(low - margin, high + margin)  # few seeds can have intervals many times as wide
     axes.set_xlabel('last validation loss (nats per token): each seed, their mean and its 95 % interval')

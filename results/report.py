@@ -18,15 +18,16 @@ from results.pictures import PICTURES
 from results.record import RESULTS, ROOT, read
 from results.rows import LOG, NUMBERS, config_of, parent_of
 
-FRONT_PAGE = 'ladder_books_mini_cpu.json'  # whose losses stand in the front page's table
-DECIDING = 'ladder_stdlib_cpu.json'  # whose paired differences decide the claims
-# of the log's claims those on losses: (its number, the claim, the log's losses, the row that should end lower, the
-# other, of which loss). What takes a long training to see, no short one can decide: its verdict is given.
+LADDER = 'ladder_stdlib_cpu.json'  # whose losses stand in the front page's table, and decide the log's claims
+SPEED = 'bench_cpu.json'  # whose times decide those on speed
+# the log's claims: (its number, the claim, what the log measured, the row that should be lower, the other, in what).
+# What takes a long training to see, no short one can decide: its verdict is given.
 LONG = 'a coffee break cannot decide it'
 CLAIMS = (
     ('1', 'Adam beats SGD', '2.86, 2.96', 'adam', 'sgd', 'val_loss'),
     ('2', 'a cosine schedule helps a little', '2.85, 2.86', 'cosine', 'adam', 'val_loss'),
-    ('3', 'the flash model trains better', '2.79, 2.91', 'flash', 'cosine', 'train_loss'),
+    ('3', 'the flash model is faster', '', 'flash', 'cosine', 'ms'),
+    ('', 'and trains better', '2.79, 2.91', 'flash', 'cosine', 'train_loss'),
     ('', 'and validates far worse', '2.85, 3.14', 'cosine', 'flash', 'val_loss'),
     ('4', 'weight decay beats dropout', '2.64, 3.14', 'weight_decay', 'flash', 'val_loss'),
     ('', 'both are better than dropout alone', '', 'dropout_weight_decay', 'flash', 'val_loss'),
@@ -34,6 +35,7 @@ CLAIMS = (
     ('5', 'an average of the weights helps a little', '2.62, 2.64', 'ema', 'weight_decay', LONG),
     ('6', 'SwiGLU beats more layers', '2.58, 2.59', 'swiglu', 'deep', 'val_loss'),
     ('', 'and a wider feed-forward', '2.60, 2.61', 'swiglu', 'wide', 'val_loss'),
+    ('', 'and is faster than more layers', '38, 48.5 ms', 'swiglu', 'deep', 'ms'),
     ('7', '18 layers help', '2.32, 2.60', 'swiglu_18', 'swiglu', 'val_loss'),
     ('8', 'warmup changes little', '2.56, 2.56', 'warmup', 'swiglu', LONG),
     ('', 'three times the rate helps', '2.54, 2.56', 'learning_rate', 'warmup', LONG),
@@ -62,14 +64,23 @@ def signed(differences):
     return f'{round(mean, 2) + 0.0:+.2f}' + (f' [{low:+.2f}, {high:+.2f}]' if math.isfinite(low) else '')
 
 
-def claims_table(results):
-    """The log's claims on losses, decided by the intervals of paired differences."""
+def claims_table(results, bench):
+    """The log's claims: on losses decided by the intervals of paired differences, on speed by whether the middle 80 %
+    of the steps' times, measured turn by turn, are apart."""
     lines, runs = [], runs_by_row(results)
+    times = {row['config']: row for row in bench['rows']}
     for number, claim, log, row, other, key in CLAIMS:
-        differences = paired(runs, row, other, key if key != LONG else 'val_loss')
-        decided = 'not measured yet' if not differences else LONG if key == LONG else verdict(differences)
-        lines.append([number, claim, f'`{row}`, `{other}`', log, signed(differences), decided])
-    return markdown(['#', 'the log claims', 'of', 'its losses', 'ours: difference', 'verdict'], lines)
+        if key == 'ms':
+            a, b = times[row], times[other]
+            ours = f'{a["ms_median"]:,.0f}, {b["ms_median"]:,.0f} ms'
+            apart = ('holds', a['ms_p90'] < b['ms_p10']), ('does not hold here', a['ms_p10'] > b['ms_p90'])
+            decided = next((text for text, true in apart if true), 'not decided')
+        else:
+            differences = paired(runs, row, other, key if key != LONG else 'val_loss')
+            ours = signed(differences)
+            decided = 'not measured yet' if not differences else LONG if key == LONG else verdict(differences)
+        lines.append([number, claim, f'`{row}`, `{other}`', log, ours, decided])
+    return markdown(['#', 'the log claims', 'of', 'it measured', 'ours: difference', 'verdict'], lines)
 
 
 def epochs_of(run):
@@ -199,9 +210,9 @@ def make_report():
     """Write the tables into both READMEs, and draw the pictures."""
     notebook, front = RESULTS / 'README.md', ROOT / 'README.md'
     front_text = front.read_text(encoding='utf-8')
-    front_text = replace_between(front, front_text, 'ladder', front_page_table(read(RESULTS / FRONT_PAGE)))
+    front_text = replace_between(front, front_text, 'ladder', front_page_table(read(RESULTS / LADDER)))
     text = notebook.read_text(encoding='utf-8')
-    text = replace_between(notebook, text, 'claims', claims_table(read(RESULTS / DECIDING)))
+    text = replace_between(notebook, text, 'claims', claims_table(read(RESULTS / LADDER), read(RESULTS / SPEED)))
     kinds = {path: path.stem.split('_')[0] for path in sorted(RESULTS.glob('*.json'))}
     files = {path: kind for path, kind in kinds.items() if kind in TABLES}
     for path in kinds.keys() - files.keys():

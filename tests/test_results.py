@@ -290,6 +290,11 @@ def run_of(row, seed, losses, ema=None, **others):
     return {'row': row, 'seed': seed, 'ms_per_batch': 10.0 * seed, 'evaluations': evaluations, **others}
 
 
+TIMES = {'flash': (70, 80, 90), 'cosine': (91, 99, 1100), 'swiglu': (8, 10, 12), 'deep': (11, 14, 15)}
+BENCH = {'rows': [{'config': row, 'ms_p10': low, 'ms_median': ms, 'ms_p90': high, 'tokens_per_s': 1e6 / ms}
+                  for row, (low, ms, high) in TIMES.items()]}  # fmt: skip
+
+
 def test_tables_say_mean_and_spread():
     results = {'rows': [run_of('mine', 1, [(1, 3.0)], ms_per_batch=None, sample='said "Yes"'),
                         run_of('learned', 1, [(0.5, 9.0), (1, 3.0), (2, 2.0)]),
@@ -336,7 +341,9 @@ def test_rows_are_compared_seed_by_seed():
     }
     assert all(paired.verdict(differences) == text for text, differences in verdicts.items())
     assert paired.verdict([-5.0, -5.0]) == 'not decided'
-    claims = report.claims_table(results)
+    claims = report.claims_table(results, BENCH)
+    assert '| 3 | the flash model is faster | `flash`, `cosine` |  | 80, 99 ms | holds |' in claims
+    assert '| `swiglu`, `deep` | 38, 48.5 ms | 10, 14 ms | not decided |' in claims
     assert '| 6 | SwiGLU beats more layers | `swiglu`, `deep` | 2.58, 2.59 | -0.30 | not decided |' in claims
     assert claims.count(f'| {report.LONG} |') == 1 and '| 2.86, 2.96 |  | not measured yet |' in claims
 
@@ -366,18 +373,20 @@ def test_the_report_rewrites_both_readmes(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.setattr(report, 'RESULTS', folder)
     monkeypatch.setattr(report, 'ROOT', tmp_path)
-    name = Path(report.FRONT_PAGE).stem
-    monkeypatch.setattr(report, 'DECIDING', report.FRONT_PAGE)
-    record.write(folder / report.FRONT_PAGE, results)
-    around = 'before\n<!-- {0} -->\nold\n<!-- /{0} -->\nafter\n'
-    notebook = around.format(name) + around.format('claims')
+    name = Path(report.LADDER).stem
+    record.write(folder / report.LADDER, results)
+    record.write(folder / report.SPEED, BENCH)
+    around = 'before\n<!-- {0} -->\nwhat was\n<!-- /{0} -->\nafter\n'
+    notebook = around.format(name) + around.format('claims') + around.format('bench_cpu')
     (folder / 'README.md').write_text(notebook)
     front.write_text(around.format('ladder'))
     (folder / 'stray.json').write_text('[]')
     report.make_report()
-    assert front.read_text() == around.format('ladder').replace('old', report.front_page_table(results))
-    table, claims = report.ladder_table(results), report.claims_table(results)
-    assert (folder / 'README.md').read_text() == notebook.replace('old', table, 1).replace('old', claims)
+    assert front.read_text() == around.format('ladder').replace('what was', report.front_page_table(results))
+    tables = report.ladder_table(results), report.claims_table(results, BENCH), report.bench_table(BENCH)
+    for table in tables:
+        notebook = notebook.replace('what was', table, 1)
+    assert (folder / 'README.md').read_text() == notebook
     assert (folder / f'{name}.png').stat().st_size > 10_000
     for path, text, marker in ((front, front.read_text(), 'ladder'), (folder / 'README.md', notebook, 'claims')):
         path.write_text('nothing\n')
@@ -393,9 +402,9 @@ def test_the_readmes_say_what_the_results_hold():
     for path in paths:
         table = report.TABLES[path.stem.split('_')[0]](record.read(path))
         assert block(record.RESULTS / 'README.md', path.stem) == table
-    results = record.read(record.RESULTS / report.FRONT_PAGE)
+    results = record.read(record.RESULTS / report.LADDER)
     assert block(record.ROOT / 'README.md', 'ladder') == report.front_page_table(results)
-    claims = report.claims_table(record.read(record.RESULTS / report.DECIDING))
+    claims = report.claims_table(results, record.read(record.RESULTS / report.SPEED))
     assert block(record.RESULTS / 'README.md', 'claims') == claims
 
 
