@@ -35,10 +35,14 @@ class Tenfold(nn.Module):
         return x / 10
 
 
-@torch.no_grad()
-def scale_table(model, factor):
-    """The learned table begins at so many times its size."""
-    model.positions *= factor
+def empty_table(model):
+    """The learned table begins at 0."""
+    nn.init.zeros_(model.positions)
+
+
+def enlarge_table(model):
+    """The learned table begins ten times as large as the embedding, N(0, 0.2²)."""
+    model.positions.data *= 10
 
 
 def quicken_table(model):
@@ -61,15 +65,11 @@ def stop_turning(model):
 CASES = {
     'rotary and a learned table': ('learning_rate', [], add_table),
     'neither': ('learning_rate', [], stop_turning),
-    'the table begins at 0': ('learned', [], lambda model: scale_table(model, 0)),
-    'the table begins ten times as large': ('learned', [], lambda model: scale_table(model, 10)),
+    'the table begins at 0': ('learned', [], empty_table),
+    'the table begins ten times as large': ('learned', [], enlarge_table),
     'ten times the rate for the table': ('learned', [], quicken_table),
     'a third of the rate for all': ('learned', ['--learning_rate=1e-4'], None),
-    'a third of the rate for all, the table begins at 0': (
-        'learned',
-        ['--learning_rate=1e-4'],
-        lambda model: scale_table(model, 0),
-    ),
+    'a third of the rate for all, the table begins at 0': ('learned', ['--learning_rate=1e-4'], empty_table),
     'no weight decay': ('learned', ['--weight_decay=0.0'], None),
     '24 x 32 tokens, learned': ('learned', ['--batch_size=24', '--block_size=32'], None),
     '24 x 32 tokens, rotary': ('learning_rate', ['--batch_size=24', '--block_size=32'], None),

@@ -250,9 +250,10 @@ def test_what_the_suspects_of_the_positions_change(tiny):
         model(idx, idx).backward()
         optimizer.step()
         assert float((model.positions - before)[:5].abs().median().detach()) == pytest.approx(step, rel=1e-2)
-    model, start = tiny('learned'), tiny('learned').positions.clone()
-    positions.scale_table(model, 10)
-    assert torch.equal(model.positions, 10 * start)
+    for change, factor in ((positions.empty_table, 0), (positions.enlarge_table, 10)):
+        model, start = tiny('learned'), tiny('learned').positions.clone()
+        change(model)
+        assert torch.equal(model.positions, factor * start)
 
 
 def test_a_suspect_of_the_positions_is_tried_once(here, workplace, tmp_path, monkeypatch, capfd):
