@@ -1,5 +1,5 @@
 """The other puzzle: learned positions end 0.01 below rotary ones in the log, and far above them here. What explains it?
-Each suspect is row 13 (rotary) or row 15 (learned) with a change:
+Each suspect is row 12 or 13 (rotary) or row 15 (learned) with a change:
 
     python -m results.positions config/cpu.py --learning_rate_scale=10 --dtype=float32
 
@@ -75,10 +75,10 @@ CASES = {
     '24 x 32 tokens, rotary': ('learning_rate', ['--batch_size=24', '--block_size=32'], None),
     '1 x 768 tokens, learned': ('learned', ['--batch_size=1', '--block_size=768'], None),
     '1 x 768 tokens, rotary': ('learning_rate', ['--batch_size=1', '--block_size=768'], None),
-    '500 steps, learned': ('learned', ['--max_iters=500'], None),
-    '500 steps, rotary': ('learning_rate', ['--max_iters=500'], None),
-    '4,000 steps, learned': ('learned', ['--max_iters=4000'], None),
-    '4,000 steps, rotary': ('learning_rate', ['--max_iters=4000'], None),
+    'a third of the rate, 500 steps, learned': ('learned', ['--learning_rate=1e-4', '--max_iters=500'], None),
+    'a third of the rate, 500 steps, rotary': ('warmup', ['--max_iters=500'], None),
+    'a third of the rate, 4,000 steps, learned': ('learned', ['--learning_rate=1e-4', '--max_iters=4000'], None),
+    'a third of the rate, 4,000 steps, rotary': ('warmup', ['--max_iters=4000'], None),
 }
 
 
