@@ -73,8 +73,8 @@ def claims_table(results, bench):
         if key == 'ms':
             a, b = times[row], times[other]
             ours = f'{a["ms_median"]:,.0f}, {b["ms_median"]:,.0f} ms'
-            apart = ('holds', a['ms_p90'] < b['ms_p10']), ('does not hold here', a['ms_p10'] > b['ms_p90'])
-            decided = next((text for text, true in apart if true), 'not decided')
+            faster, slower = a['ms_p90'] < b['ms_p10'], a['ms_p10'] > b['ms_p90']
+            decided = 'holds' if faster else 'does not hold here' if slower else 'not decided'
         else:
             differences = paired(runs, row, other, key if key != LONG else 'val_loss')
             ours = signed(differences)
