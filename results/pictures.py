@@ -76,7 +76,7 @@ def draw_ends(results, path):
             axes.plot([lower, upper], [i, i], color=PALETTE[0], linewidth=2, alpha=0.5)
         axes.plot(losses, [i] * len(losses), '|', color=PALETTE[0], markersize=7)
         axes.plot(mean, i, 'o', color=PALETTE[0])
-        axes.annotate(f'{mean:.2f}', (1.01, i), xycoords=('axes fraction', 'data'), va='center', annotation_clip=False)
+        axes.annotate(f'{mean:.2f}', (1.01, i), xycoords=('axes fraction', 'data'), va='center')
     margin = (high - low) / 30 or 1
     axes.set_xlim(low - margin, high + margin)  # few seeds can have intervals many times as wide
     axes.set_xlabel('last validation loss (nats per token): each seed, their mean and its 95 % interval')

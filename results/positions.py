@@ -100,13 +100,16 @@ def train_case(name, words, folder):
 
 
 def main():
+    """Try the cases that the results do not hold yet, and keep each as soon as it is done."""
     c, _ = configure([__file__, train.__file__], sys.argv[1:])
     train.check_knobs(c)
     _, device, name = place(c)
     path = results_file(f'positions_{name}', c.publish)
-    command = shlex.join(['python', '-m', 'results.positions', *sys.argv[1:]])
-    results = read(path) or {'command': command, 'cases': []}
     words = [word for word in sys.argv[1:] if not word.startswith('--publish')]
+    command = shlex.join(['python', '-m', 'results.positions', *words])
+    results = read(path) or {'command': command, 'cases': []}
+    if results['command'] != command:
+        sys.exit(f'{path} holds cases of {results["command"]}: move it and out/{path.stem} away first.')
     done = {case['case'] for case in results['cases']}
     for case in CASES:
         if case not in done:

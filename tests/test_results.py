@@ -270,6 +270,9 @@ def test_a_suspect_of_the_positions_is_tried_once(here, workplace, tmp_path, mon
     capfd.readouterr()
     positions.main()
     assert record.read(tmp_path / 'positions_tiny_cpu.json') == found and not capfd.readouterr().out
+    monkeypatch.setattr(sys, 'argv', [*sys.argv, '--seed=2'])
+    with pytest.raises(SystemExit, match='positions_tiny_cpu.json holds cases of python -m results.positions'):
+        positions.main()
     assert f'`learned` | {paired.last_loss(found["cases"][1]):.2f} |' in report.positions_table(found)
 
 
