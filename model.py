@@ -78,6 +78,7 @@ class Config:
     attention: str  # a key of ATTENTION
     embedding_norm: bool
     head_gate: bool
+    value_residual: bool
 
     def __post_init__(self):
         if self.n_embd % self.n_head:
@@ -118,26 +119,31 @@ class Cache:
 class Attention(nn.Module):
     """Causal multi-head self-attention with one fused projection for queries, keys and values."""
 
-    def __init__(self, c):
+    def __init__(self, c, is_first):
         super().__init__()
         self.n_head, self.dropout, self.attend = c.n_head, c.dropout, ATTENTION[c.attention]
         self.qkv = nn.Linear(c.n_embd, 3 * c.n_embd)
         self.proj = nn.Linear(c.n_embd, c.n_embd)
         self.gate = nn.Linear(c.n_embd, c.n_head) if c.head_gate else None
+        self.mix = nn.Parameter(torch.full((2,), 0.5)) if c.value_residual and not is_first else None
 
-    def forward(self, x, rotary=None, cache=None):
+    def forward(self, x, rotary=None, cache=None, first=None):
+        """x (B, T, C) to (B, T, C), and the first block's values (B, T, H, D), which the others are handed as first."""
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, H, D)
         qk, v = qkv.split((2, 1), dim=2)  # the backward of a split is one copy; that of slices adds tensors of zeros
         q, k = (qk if rotary is None else rotate(qk, *rotary)).unbind(2)  # (B, T, H, D) each
         v = v.squeeze(2)
+        first = v if first is None else first
+        if self.mix is not None:  # a token's own values at hand in every block (Zhou et al., 2024)
+            v = self.mix[0] * v + self.mix[1] * first
         if cache is not None:
             k, v = cache.extend(self, k, v)
         # the kernels do not know model.eval(): without this condition dropout stays on in validation
         y = self.attend(q, k, v, self.dropout if self.training else 0.0)
         if self.gate is not None:  # each token scales each head by 0 to 2, at first by 1 (Qiu et al., 2025)
             y = y * (2 * self.gate(x).sigmoid())[..., None]
-        return self.proj(y.reshape(B, T, C))
+        return self.proj(y.reshape(B, T, C)), first
 
 
 def swiglu(x):
@@ -165,15 +171,16 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Attention, then feed-forward. Each reads a normalised copy of the stream and adds to the stream (pre-norm)."""
 
-    def __init__(self, c):
+    def __init__(self, c, is_first):
         super().__init__()
-        self.attn_norm, self.attn = nn.LayerNorm(c.n_embd), Attention(c)
+        self.attn_norm, self.attn = nn.LayerNorm(c.n_embd), Attention(c, is_first)
         self.mlp_norm, self.mlp = nn.LayerNorm(c.n_embd), FeedForward(c)
         self.drop = nn.Dropout(c.dropout)
 
-    def forward(self, x, rotary=None, cache=None):
-        x = x + self.drop(self.attn(self.attn_norm(x), rotary, cache))
-        return x + self.drop(self.mlp(self.mlp_norm(x)))
+    def forward(self, x, rotary=None, cache=None, first=None):
+        y, first = self.attn(self.attn_norm(x), rotary, cache, first)
+        x = x + self.drop(y)
+        return x + self.drop(self.mlp(self.mlp_norm(x))), first
 
 
 # ---- the models ----------------------------------------------------------------------------------------------------
@@ -222,7 +229,7 @@ class Transformer(LanguageModel):
         self.embedding = nn.Embedding(math.ceil(c.vocab_size / 8) * 8, c.n_embd)  # tensor cores want multiples of 8
         self.positions = nn.Parameter(torch.empty(c.block_size, c.n_embd)) if c.position == 'learned' else None
         self.drop, self.embedding_norm = nn.Dropout(c.dropout), c.embedding_norm
-        self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
+        self.blocks = nn.ModuleList(Block(c, i == 0) for i in range(c.n_layer))
         self.norm = nn.LayerNorm(c.n_embd)
         if c.position == 'rotary':
             self.register_buffer('rotary', rotary_table(c.block_size, c.n_embd // c.n_head), persistent=False)
@@ -248,9 +255,9 @@ class Transformer(LanguageModel):
         if self.embedding_norm:  # blocks then add to channels of size 1, not 0.02
             x = F.rms_norm(x, (x.size(-1),))
         rotary = self.rotary[:, start:stop] if self.positions is None else None
-        x = self.drop(x)
+        x, values = self.drop(x), None
         for block in self.blocks:
-            x = block(x, rotary, cache)
+            x, values = block(x, rotary, cache, values)
         if cache is not None:
             cache.length = stop
         logits = F.linear(self.norm(x), self.embedding.weight)  # (B, T, V padded to a multiple of 8)

@@ -27,19 +27,25 @@ def parameter_groups(model, weight_decay):
     return [{'params': list(group.values()), 'weight_decay': decay} for group, decay in decays]
 
 
-def orthogonalize(m, dtype=torch.bfloat16):
+POLYNOMIALS = {  # (a, b, c) of each step of orthogonalize
+    5: [(3.4445, -4.7750, 2.0315)] * 5,  # brings any singular value from 0.002 to 1 to about 0.7 to 1.2 (Jordan et al.)
+    3: [(8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526)],  # from 0.01 to 0.7 to 1.3
+}
+
+
+def orthogonalize(m, steps=5, dtype=torch.bfloat16):
     """Each matrix of m (N, rows, columns) with all its singular values set to about 1. A GPU multiplies fastest in
     bfloat16; most CPUs take thirty times as long in it as in float32.
 
-    Five steps of a polynomial: X <- a X + b (X X') X + c (X X')^2 X turns each singular value s into
-    a s + b s^3 + c s^5. Its three numbers are chosen to bring any s from 0.002 to 1 to about 0.7 to 1.2 in so few.
+    A step is X <- a X + b (X X') X + c (X X')^2 X, which turns each singular value s into a s + b s^3 + c s^5. Five
+    alike are Muon's own. The three have, one after the other, the smallest largest error on what the one before leaves
+    of 0.01 to 1 (Polar Express: Amsel et al., 2025).
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
     x = m.to(dtype)
     tall = x.size(1) > x.size(2)
     x = x.mT.contiguous() if tall else x  # X X' is then the smaller one
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # no singular value is above 1
-    for _ in range(5):
+    for a, b, c in POLYNOMIALS[steps]:
         square = x @ x.mT
         square = torch.baddbmm(square, square, square, beta=b, alpha=c)
         x = torch.baddbmm(x, square, x, beta=a)
@@ -53,11 +59,14 @@ class Muon(torch.optim.Optimizer):
     The step is as large as AdamW's, so that one learning rate does for both (Liu et al., 2025). torch.optim.Muon with
     adjust_lr_fn='match_rms_adamw' is the same matrix by matrix; here all matrices of a shape go together, 14 ms per
     step against 20 (swiglu, two CPU cores).
+
+    rms is the root mean square of a step at a learning rate of 1; steps and dtype are orthogonalize's. stacks names the
+    matrices that are taken apart: {matrix: how many smaller ones it holds, one below the other}.
     """
 
-    def __init__(self, groups, lr, momentum=0.95, dtype=torch.bfloat16):
+    def __init__(self, groups, lr, momentum=0.95, rms=0.2, steps=5, dtype=torch.bfloat16, stacks=None):
         super().__init__(groups, {'lr': lr, 'momentum': momentum})
-        self.dtype = dtype  # of the products in orthogonalize
+        self.rms, self.steps, self.dtype, self.stacks = rms, steps, dtype, stacks or {}
 
     @torch.no_grad()
     def step(self):
@@ -65,8 +74,8 @@ class Muon(torch.optim.Optimizer):
             lr, momentum = group['lr'], group['momentum']
             same_shape = collections.defaultdict(list)
             for p in group['params']:
-                same_shape[p.shape].append(p)
-            for shape, weights in same_shape.items():
+                same_shape[p.size(0), p.size(1), self.stacks.get(p, 1)].append(p)
+            for (rows, columns, n), weights in same_shape.items():
                 for p in weights:
                     if not self.state[p]:
                         self.state[p]['momentum_buffer'] = torch.zeros_like(p)
@@ -74,23 +83,29 @@ class Muon(torch.optim.Optimizer):
                 gradients = [p.grad for p in weights]
                 torch._foreach_lerp_(buffers, gradients, 1 - momentum)
                 ahead = torch._foreach_lerp(gradients, buffers, momentum)  # Nesterov's: where the momentum leads to
-                size = 0.2 * math.sqrt(max(shape))  # a root mean square of 0.2, which AdamW's steps have
-                update = orthogonalize(torch.stack(ahead), self.dtype) * (lr * size)
+                ahead = torch.stack(ahead).view(-1, rows // n, columns)
+                size = self.rms * math.sqrt(max(rows // n, columns))  # singular values of 1: a square sum of min(...)
+                update = orthogonalize(ahead, self.steps, self.dtype) * (lr * size)
                 torch._foreach_mul_(weights, 1 - lr * group['weight_decay'])
-                torch._foreach_sub_(weights, update.unbind())
+                torch._foreach_sub_(weights, update.view(-1, rows, columns).unbind())
 
 
-def create_optimizers(model, optimizer, learning_rate, weight_decay, dtype=torch.bfloat16):
+def create_optimizers(model, optimizer, learning_rate, weight_decay, heads=0, **muon):
     """The optimizers that share the model's parameters: one, or for 'muon' two, since a table is looked up row by row
     and so is left to AdamW. AdamW decays the weights themselves, not through the gradient (Loshchilov and Hutter,
-    2017); with a weight_decay of 0 it is Adam (Kingma and Ba, 2014). dtype is Muon's."""
+    2017); with a weight_decay of 0 it is Adam (Kingma and Ba, 2014).
+
+    With heads, Muon takes the queries, keys and values of each head by themselves (Kimi Team, 2026, "Kimi K3"): loud
+    heads no longer set the size of the others' steps, and many small products cost less than a large one. What is in
+    muon goes to Muon."""
     groups = parameter_groups(model, weight_decay)
     if optimizer == 'sgd':
         return [torch.optim.SGD(groups, lr=learning_rate, fused=True)]  # fused: one kernel updates all tensors
     if optimizer == 'adamw':
         return [torch.optim.AdamW(groups, lr=learning_rate, fused=True)]
     matrices, *others = groups
-    muon = Muon([matrices], lr=learning_rate, dtype=dtype)
+    stacks = {p: 3 * heads for name, p in model.named_parameters() if heads and name.endswith('qkv.weight')}
+    muon = Muon([matrices], lr=learning_rate, stacks=stacks, **muon)
     return [muon, torch.optim.AdamW(others, lr=learning_rate, fused=True)]
 
 

@@ -29,19 +29,23 @@ def several_chunks(monkeypatch):
 
 def shape(**changes):
     defaults = dict(vocab_size=V, block_size=T, n_layer=2, n_head=H, n_embd=C, d_ff=48, dropout=0.0)
-    switches = dict(activation='gelu', position='rotary', attention='sdpa', embedding_norm=False, head_gate=False)
-    return Config(**(defaults | switches | changes))
+    words = dict(activation='gelu', position='rotary', attention='sdpa')
+    switches = dict(embedding_norm=False, head_gate=False, value_residual=False)
+    return Config(**(defaults | words | switches | changes))
 
 
 def build(kind, **changes):
     torch.manual_seed(0)
     if kind == 'torch':
         return TorchTransformer(shape(**changes)).double()
-    switches = dict(embedding_norm=True, head_gate=True) if kind == 'gated' else dict(position=kind)
+    gated = dict(embedding_norm=True, head_gate=True, value_residual=True)
+    switches = gated if kind == 'gated' else dict(position=kind)
     net = Transformer(shape(**switches | changes)).double()
     for block in net.blocks:
         if block.attn.gate is not None:  # zeros, and so of no effect, at first
             nn.init.normal_(block.attn.gate.weight)
+        if block.attn.mix is not None:
+            nn.init.normal_(block.attn.mix)
     return net
 
 
@@ -213,8 +217,9 @@ def test_flash_model_equals_torch_layers():
     torch.testing.assert_close(net(x, y), F.cross_entropy(logits.flatten(0, 1), y.flatten()))
 
 
-def test_gates_and_norm_against_the_plain_model():
-    """The plain model gives the same once its embedding's rows are scaled and its heads' outputs are by hooks."""
+def test_gates_norm_and_value_residual_against_the_plain_model():
+    """The plain model gives the same once hooks scale its embedding's rows and its heads' outputs, and mix its values
+    with the first block's."""
     net, plain = build('gated'), build('rotary')
     plain.load_state_dict(net.state_dict(), strict=False)
     plain.embedding.register_forward_hook(lambda m, i, out: out / out.square().mean(-1, keepdim=True).sqrt())
@@ -227,6 +232,16 @@ def test_gates_and_norm_against_the_plain_model():
             return (args[0] * share.repeat_interleave(C // H, dim=-1),)
 
         theirs.attn.proj.register_forward_pre_hook(scale)
+    values = []  # of every block, as it computes them
+
+    def mix(m, args, out):
+        qk, v = out.split((2 * C, C), dim=-1)
+        values.append(v)
+        a, b = net.blocks[len(values) - 1].attn.mix if len(values) > 1 else (1, 0)
+        return torch.cat((qk, a * v + b * values[0]), dim=-1)
+
+    for block in plain.blocks:
+        block.attn.qkv.register_forward_hook(mix)
     torch.testing.assert_close(net(tokens()), plain(tokens()))
 
 

@@ -59,9 +59,14 @@ position: Literal['rotary', 'learned'] = 'rotary'  # how a token's place enters
 dropout = 0.0  # share of activations set to 0 in training
 embedding_norm = False  # scale each token's embedding to a mean square of 1
 head_gate = False  # let each token turn each attention head up or down
+value_residual = False  # mix the first block's attention values into those of all others
 attention: Literal['auto', 'flash', 'sdpa', 'chunked', 'naive'] = 'auto'  # see model.py; 'auto': the fastest here
 # optimizer
 optimizer: Literal['sgd', 'adamw', 'muon'] = 'adamw'  # 'muon' leaves what is no matrix of a layer to AdamW
+muon_heads = False  # Muon takes the queries, keys and values of each head by themselves
+muon_steps: Literal[3, 5] = 5  # of its orthogonalisation
+muon_momentum = 0.95  # how much of its running mean a step keeps
+muon_rms = 0.2  # root mean square of its step at a learning rate of 1; AdamW's is about 0.2
 learning_rate = 1e-4  # the peak, after warmup
 min_lr = 0.0  # where the cosine ends
 learning_rate_scale = 1.0  # multiplies both: a short run of the log's rows needs about 10
@@ -80,8 +85,9 @@ compile: bool | None = None  # torch.compile the model; None: on CUDA only
 # ---- checks --------------------------------------------------------------------------------------------------------
 
 MAY_BE_0 = ('seed', 'warmup_iters', 'max_iters')  # every other whole number counts what a run cannot do without
-BELOW_1 = ('dropout', 'ema_decay')
-FLASH_ONLY = ('activation', 'position', 'attention', 'embedding_norm', 'head_gate')
+BELOW_1 = ('dropout', 'ema_decay', 'muon_momentum')
+FLASH_ONLY = ('activation', 'position', 'attention', 'embedding_norm', 'head_gate', 'value_residual',
+              'muon_heads')  # fmt: skip
 
 
 def check_knobs(c):
@@ -110,6 +116,7 @@ def headline(c, vocab_size):
         f'{c.position} position embeddings' if flash else '',
         'embedding norm' if c.embedding_norm else '',
         'head gates' if c.head_gate else '',
+        'value residual' if c.value_residual else '',
         f'batch size {c.batch_size}',
         f'{ {"sgd": "SGD", "adamw": "Adam", "muon": "Muon"}[c.optimizer] } learning rate {rate}',
         f'dropout {c.dropout}',
@@ -135,8 +142,10 @@ class Run:
         self.total = c.epochs * self.batches.per_epoch if c.max_iters is None else c.max_iters
         self.step = 0  # updates done
         self.model = build_model(c, corpus.encoding.n_vocab).to(self.device)
-        dtype = torch.bfloat16 if c.dtype == 'bfloat16' else torch.float32
-        self.optimizers = create_optimizers(self.model, c.optimizer, c.learning_rate, c.weight_decay, dtype)
+        muon = {'momentum': c.muon_momentum, 'rms': c.muon_rms, 'steps': c.muon_steps}
+        muon['dtype'] = torch.bfloat16 if c.dtype == 'bfloat16' else torch.float32
+        heads = c.n_head if c.muon_heads else 0
+        self.optimizers = create_optimizers(self.model, c.optimizer, c.learning_rate, c.weight_decay, heads, **muon)
         self.ema = copy.deepcopy(self.model) if c.ema_decay else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=c.dtype == 'float16')
         asked, c.compile = c.compile, self.device.type == 'cuda' if c.compile is None else c.compile

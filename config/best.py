@@ -1,10 +1,15 @@
-# Past the log, rung 6: rung 5 with gates on the attention heads. The best so far at 2.1 M parameters.
-head_gate = True  # the change
-# as in rung 5
+# Past the log, rung 11: rung 10 with the first block's values mixed into all others. The best so far.
+value_residual = True  # the change
+# as in rung 10
 activation = 'swiglu'
 d_ff = 256
 warmup_iters = 100
-learning_rate = 6e-3
-min_lr = 6e-4
+learning_rate = 12e-3
+min_lr = 1.2e-3
 optimizer = 'muon'
 embedding_norm = True
+head_gate = True
+muon_heads = True
+muon_rms = 0.07
+muon_momentum = 0.9
+muon_steps = 3

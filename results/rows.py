@@ -36,8 +36,9 @@ LOG = {
     'swiglu_23': ('row 13 with 23 layers, 512 wide, d_ff 2048', '2.23'),
     'learned': ('row 13 with learned positions', '2.58, 2.55, 2.53'),
 }
-RUNGS = ('best_1_rate', 'best_2_muon', 'best_3_rotary', 'best_4_faster', 'best_5_embedding_norm', 'best')
-# every row's number; best_97m is no rung, but row 14 with all of them
+RUNGS = ('best_1_rate', 'best_2_muon', 'best_3_rotary', 'best_4_faster', 'best_5_embedding_norm', 'best_6_head_gate',
+         'best_7_muon_heads', 'best_8_rates', 'best_9_momentum', 'best_10_three_steps', 'best')  # fmt: skip
+# every row's number; best_97m is no rung, but row 14 with the first six of them
 NUMBERS = {
     **{row: f'{i}' for i, row in enumerate(LOG, 1)},
     **{row: f'rung {i}' for i, row in enumerate(RUNGS, 1)},

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from model import Config, TorchTransformer, Transformer
-from optim import Muon, create_optimizers, learning_rate_at, parameter_groups, update_average
+from optim import Muon, create_optimizers, learning_rate_at, orthogonalize, parameter_groups, update_average
 
 
 def net():
@@ -85,7 +85,7 @@ def test_muons_first_update_is_the_gradient_with_equal_singular_values(dtype):
     before = copy.deepcopy(model.state_dict())
     for p in model.parameters():
         p.grad = torch.randn_like(p)
-    for optimizer in create_optimizers(model, 'muon', 0.01, 0.1, dtype):
+    for optimizer in create_optimizers(model, 'muon', 0.01, 0.1, dtype=dtype):
         optimizer.step()
     blocks = model[2].weight
     update = before['blocks.weight'] * (1 - 0.01 * 0.1) - blocks.detach()
@@ -120,9 +120,53 @@ def test_muon_is_torchs():
         assert (p - q).norm() < 0.01 * (q - m).norm() > 0
 
 
+def test_muon_takes_the_parts_of_a_matrix_as_matrices_of_their_own():
+    torch.manual_seed(0)
+    whole, other = nn.Parameter(torch.randn(12, 5)), nn.Parameter(torch.randn(12, 5))
+    parts = [nn.Parameter(part.clone()) for part in whole.chunk(3)]
+    apart = torch.optim.Muon([*parts, other], lr=0.02, weight_decay=0.1, adjust_lr_fn='match_rms_adamw')
+    start, same = whole.clone(), nn.Parameter(other.clone())
+    ours = Muon([{'params': [whole, same], 'weight_decay': 0.1}], lr=0.02, stacks={whole: 3})
+    for _ in range(10):
+        whole.grad, same.grad = torch.randn(2, 12, 5)
+        other.grad = same.grad.clone()
+        for p, grad in zip(parts, whole.grad.chunk(3), strict=True):
+            p.grad = grad.clone()
+        ours.step()
+        apart.step()
+    assert (whole - torch.cat(parts)).norm() < 0.01 * (whole - start).norm()
+    torch.testing.assert_close(same, other, atol=1e-3, rtol=0.01)
+
+
+def test_heads_are_the_rows_of_their_queries_keys_and_values():
+    """A gradient in one head's keys moves the numbers of that head's keys alone, and these with equal singular values;
+    without heads it is spread over the matrix by rounding at most, and its step is smaller."""
+    shape = Config(9, 8, 1, 2, 8, 12, 0.0, 'swiglu', 'rotary', 'sdpa', True, True, True)
+    net = Transformer(shape)
+    qkv = net.blocks[0].attn.qkv.weight  # rows: (q, k, v) x 2 heads x 4
+    before = qkv.detach().clone()
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    qkv.grad.view(3, 2, 4, 8)[:, :, :, :] = torch.randn(3, 2, 4, 8) * torch.logspace(0, -4, 6).view(3, 2, 1, 1)
+    muon, _ = create_optimizers(net, 'muon', 0.01, 0.0, heads=2, dtype=torch.float32)
+    muon.step()
+    for step in (before - qkv).detach().view(6, 4, 8):  # the faintest head steps as far as the loudest
+        assert ((torch.linalg.svdvals(step) / (0.01 * 0.2 * math.sqrt(8)) - 0.9).abs() < 0.3).all()
+
+
+def test_three_polynomials_bring_singular_values_near_1():
+    """Against torch's SVD, on singular values from 0.01 of the norm up."""
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(7, 30, 50), full_matrices=False)
+    s = torch.logspace(-1.6, 0, 30)  # the least is 0.012 of the norm of all
+    found = u.mT @ orthogonalize(u * s @ v, 3, torch.float32) @ v.mT
+    assert ((found.diagonal(dim1=1, dim2=2) > 0.7) & (found.diagonal(dim1=1, dim2=2) < 1.3)).all()
+    assert (found - found.diagonal(dim1=1, dim2=2).diag_embed()).abs().max() < 1e-3
+
+
 @pytest.mark.parametrize('model', [Transformer, TorchTransformer])
 def test_muon_takes_the_blocks_matrices_and_nothing_else(model):
-    shape = Config(9, 8, 2, 2, 8, 12, 0.0, 'swiglu', 'learned', 'sdpa', True, False)
+    shape = Config(9, 8, 2, 2, 8, 12, 0.0, 'swiglu', 'learned', 'sdpa', True, False, False)
     muon, adamw = create_optimizers(model(shape), 'muon', 0.01, 0.1)
     assert len(muon.param_groups[0]['params']) == 2 * 4
     assert {p.size(0) for p in adamw.param_groups[0]['params']} <= {8, 9, 16}  # positions, head, embedding

@@ -433,6 +433,7 @@ def test_overwrite_deletes_nothing_before_all_is_checked(run):
         ('--model=torch', "model was 'flash', now 'torch'"),
         ('--embedding_norm', 'embedding_norm was False, now True'),
         ('--head_gate', 'head_gate was False, now True'),
+        ('--value_residual', 'value_residual was False, now True'),
         ('--optimizer=sgd', "optimizer was 'adamw', now 'sgd'"),
         ('--seed=2', 'seed was 1, now 2'),
         ('--batch_size=8', 'batch_size was 4, now 8'),
