@@ -135,7 +135,7 @@ class Attention(nn.Module):
         q, k = (qk if rotary is None else rotate(qk, *rotary)).unbind(2)  # (B, T, H, D) each
         v = v.squeeze(2)
         first = v if first is None else first
-        if self.mix is not None:  # a token's own values at hand in every block (Zhou et al., 2024)
+        if self.mix is not None:  # those made from the bare tokens stay at hand (Zhou et al., 2024)
             v = self.mix[0] * v + self.mix[1] * first
         if cache is not None:
             k, v = cache.extend(self, k, v)

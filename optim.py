@@ -95,9 +95,8 @@ def create_optimizers(model, optimizer, learning_rate, weight_decay, heads=0, **
     and so is left to AdamW. AdamW decays the weights themselves, not through the gradient (Loshchilov and Hutter,
     2017); with a weight_decay of 0 it is Adam (Kingma and Ba, 2014).
 
-    With heads, Muon takes the queries, keys and values of each head by themselves (Kimi Team, 2026, "Kimi K3"): loud
-    heads no longer set the size of the others' steps, and many small products cost less than a large one. What is in
-    muon goes to Muon."""
+    With heads, Muon takes the queries, keys and values of each head by themselves (Kimi Team, 2026, "Kimi K3"), so that
+    loud heads do not set the others' steps. muon holds its other arguments."""
     groups = parameter_groups(model, weight_decay)
     if optimizer == 'sgd':
         return [torch.optim.SGD(groups, lr=learning_rate, fused=True)]  # fused: one kernel updates all tensors

@@ -142,8 +142,8 @@ class Run:
         self.total = c.epochs * self.batches.per_epoch if c.max_iters is None else c.max_iters
         self.step = 0  # updates done
         self.model = build_model(c, corpus.encoding.n_vocab).to(self.device)
-        muon = {'momentum': c.muon_momentum, 'rms': c.muon_rms, 'steps': c.muon_steps}
-        muon['dtype'] = torch.bfloat16 if c.dtype == 'bfloat16' else torch.float32
+        dtype = torch.bfloat16 if c.dtype == 'bfloat16' else torch.float32
+        muon = {'momentum': c.muon_momentum, 'rms': c.muon_rms, 'steps': c.muon_steps, 'dtype': dtype}
         heads = c.n_head if c.muon_heads else 0
         self.optimizers = create_optimizers(self.model, c.optimizer, c.learning_rate, c.weight_decay, heads, **muon)
         self.ema = copy.deepcopy(self.model) if c.ema_decay else None
