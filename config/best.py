@@ -1,6 +1,6 @@
-# Past the log, rung 11: rung 10 with the first block's values mixed into all others. The best so far.
-value_residual = True  # the change
-# as in rung 10
+# Past the log, rung 10: rung 9 with Muon on the queries, keys and values of each head by themselves. The best so far.
+muon_heads = True  # the change
+# as in rung 9
 activation = 'swiglu'
 d_ff = 256
 warmup_iters = 100
@@ -9,7 +9,6 @@ min_lr = 1.2e-3
 optimizer = 'muon'
 embedding_norm = True
 head_gate = True
-muon_heads = True
-muon_rms = 0.07
-muon_momentum = 0.9
+muon_rms = 0.05
 muon_steps = 3
+value_residual = True

@@ -437,7 +437,6 @@ def test_overwrite_deletes_nothing_before_all_is_checked(run):
         ('--optimizer=sgd', "optimizer was 'adamw', now 'sgd'"),
         ('--muon_heads', 'muon_heads was False, now True'),
         ('--muon_steps=3', 'muon_steps was 5, now 3'),
-        ('--muon_momentum=0.9', 'muon_momentum was 0.95, now 0.9'),
         ('--seed=2', 'seed was 1, now 2'),
         ('--batch_size=8', 'batch_size was 4, now 8'),
         ('--ema_decay=0.9', 'ema_decay was 0.0, now 0.9'),

@@ -1,5 +1,5 @@
-# Past the log, rung 9: rung 8 with a shorter memory for Muon.
-muon_momentum = 0.9  # the change: 10 steps in place of 20
+# Past the log, rung 9: rung 8 with the first block's values mixed into all others.
+value_residual = True  # the change
 # as in rung 8
 activation = 'swiglu'
 d_ff = 256
@@ -9,5 +9,5 @@ min_lr = 1.2e-3
 optimizer = 'muon'
 embedding_norm = True
 head_gate = True
-muon_heads = True
-muon_rms = 0.07
+muon_rms = 0.05
+muon_steps = 3

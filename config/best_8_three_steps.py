@@ -1,6 +1,6 @@
-# Past the log, rung 10: rung 9 with three steps of orthogonalisation in place of five.
+# Past the log, rung 8: rung 7 with three steps of orthogonalisation in place of five.
 muon_steps = 3  # the change
-# as in rung 9
+# as in rung 7
 activation = 'swiglu'
 d_ff = 256
 warmup_iters = 100
@@ -9,6 +9,4 @@ min_lr = 1.2e-3
 optimizer = 'muon'
 embedding_norm = True
 head_gate = True
-muon_heads = True
-muon_rms = 0.07
-muon_momentum = 0.9
+muon_rms = 0.05
