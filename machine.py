@@ -1,4 +1,4 @@
-"""The computer that a run finds: device, number format, attention kernel, processes. 'auto' is what is fastest here.
+"""The computer that a run finds: device, number format, attention, compiler, processes. 'auto' is the fastest here.
 
 It needs model, two layers of which it times.
 """
@@ -80,6 +80,31 @@ def choose_machine(c, saved=None):
 def autocast(c):
     """The context in which the forward pass computes in c.dtype where that is safe."""
     return torch.autocast(torch.device(c.device).type, getattr(torch, c.dtype), enabled=c.dtype != 'float32')
+
+
+def compile_model(model, x, y, c):
+    """Compile the model if c.compile says so; None: on CUDA only. A micro-batch x, y shows whether this computer can:
+    where it cannot, the run goes on without, or exits if it was asked for."""
+    asked, on_cuda = c.compile, torch.device(c.device).type == 'cuda'
+    c.compile = on_cuda if asked is None else asked
+    if not c.compile:
+        return
+    # a GPU is slower in being told than in doing: one process records what it tells the GPU, and replays it
+    records = on_cuda and processes()[1] == 1
+    model.compile(dynamic=False, mode='reduce-overhead' if records else None)
+    try:
+        with autocast(c):
+            model(x, y).backward()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # no C compiler, no Python.h, too old a GPU: each raises its own
+        reason = (str(error) or repr(error)).splitlines()[0]
+        if asked:
+            sys.exit(f'--compile cannot work here, --compile=False does without: {reason}')
+        say(f'not compiled: {reason}')
+        torch.compiler.set_stance('force_eager')
+        c.compile = False
+    model.zero_grad()
 
 
 def gain_of_bfloat16(c):

@@ -30,7 +30,7 @@ from tqdm import tqdm
 import checkpoint
 from configurator import configure, run_program
 from data import Batches, open_corpus, validation_batches, vocab_size_of
-from machine import autocast, choose_machine, over_processes, processes, say
+from machine import autocast, choose_machine, compile_model, over_processes, processes, say
 from model import build_model
 from optim import create_optimizers, learning_rate_at, update_average
 
@@ -147,9 +147,8 @@ class Run:
         self.optimizers = create_optimizers(self.model, c.optimizer, c.learning_rate, c.weight_decay, heads, **muon)
         self.ema = copy.deepcopy(self.model) if c.ema_decay else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=c.dtype == 'float16')
-        asked, c.compile = c.compile, self.device.type == 'cuda' if c.compile is None else c.compile
-        if c.compile:
-            self.compile(asked)
+        x, y = self.micro_batches()
+        compile_model(self.model, x[0], y[0], c)
         self.replica = DistributedDataParallel(self.model) if processes()[1] > 1 else self.model
 
     def micro_batches(self):
@@ -157,27 +156,6 @@ class Run:
         rank, world = processes()
         parts = self.c.gradient_accumulation_steps
         return (tokens.chunk(world)[rank].chunk(parts) for tokens in self.batches.at(self.step))
-
-    def compile(self, asked):
-        """Compile the model. The first micro-batch shows whether this computer can: where it cannot, the run goes on
-        without, or ends if it was asked for."""
-        # a GPU is slower in being told than in doing: one process records what it tells the GPU, and replays it
-        records = self.device.type == 'cuda' and processes()[1] == 1
-        self.model.compile(dynamic=False, mode='reduce-overhead' if records else None)
-        x, y = self.micro_batches()
-        try:
-            with autocast(self.c):
-                self.model(x[0], y[0]).backward()
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # no C compiler, no Python.h, too old a GPU: each raises its own
-            reason = (str(error) or repr(error)).splitlines()[0]
-            if asked:
-                sys.exit(f'--compile cannot work here, --compile=False does without: {reason}')
-            say(f'not compiled: {reason}')
-            torch.compiler.set_stance('force_eager')
-            self.c.compile = False
-        self.model.zero_grad()
 
     def train_step(self):
         """One update of the weights. Returns the batch's mean loss (of this process's share) and its gradient's norm,

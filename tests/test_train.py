@@ -555,27 +555,27 @@ def test_bench_refuses(workplace, monkeypatch):
             main(monkeypatch, bench, *BENCH, '--json', *flags)
 
 
-def test_where_compiling_is_impossible(workplace, monkeypatch, capsys):
+def test_where_compiling_is_impossible(monkeypatch, capsys):
     """By default, as on a GPU, the run goes on without. Asked for, it ends in a line that names the knob."""
-    monkeypatch.chdir(workplace)
     c, _ = train.configure([train.__file__], SMALL)
-    train.choose_machine(c)
-    run, stances = train.Run(c, train.open_corpus('tiny')), []
+    model, stances = torch.nn.Linear(1, 1), []
     monkeypatch.setattr(torch.compiler, 'set_stance', stances.append)
-    monkeypatch.setattr(type(run.model), 'compile', lambda net, **options: None)
+    monkeypatch.setattr(torch.nn.Linear, 'compile', lambda net, **options: None)
 
     def cannot(*args):
         raise error
 
-    monkeypatch.setattr(type(run.model), 'forward', cannot)
+    monkeypatch.setattr(torch.nn.Linear, 'forward', cannot)
     error = RuntimeError('No working C++ compiler found\nand much more')
-    run.compile(asked=None)
+    c.device, c.dtype = 'cuda', 'float32'
+    machine.compile_model(model, None, None, c)
     assert stances == ['force_eager'] and not c.compile and 'not compiled: No working' in capsys.readouterr().out
+    c.compile = True
     with pytest.raises(SystemExit, match='^--compile cannot work here, --compile=False does without: [^\n]+$'):
-        run.compile(asked=True)
+        machine.compile_model(model, None, None, c)
     error = torch.OutOfMemoryError()
     with pytest.raises(torch.OutOfMemoryError):
-        run.compile(asked=True)
+        machine.compile_model(model, None, None, c)
 
 
 @pytest.mark.skipif(not shutil.which('g++'), reason='torch.compile needs a C++ compiler')
