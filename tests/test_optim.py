@@ -158,19 +158,19 @@ def test_heads_are_the_rows_of_their_queries_keys_and_values():
 
 
 def test_three_polynomials_bring_singular_values_near_1():
-    """Against torch's SVD, on singular values from 0.01 of the norm up."""
+    """Against torch's SVD, on singular values from 0.005 of the norm up."""
     torch.manual_seed(0)
     u, _, v = torch.linalg.svd(torch.randn(7, 30, 50), full_matrices=False)
-    s = torch.logspace(-1.6, 0, 30)  # the least is 0.012 of the norm of all
+    s = torch.logspace(-1.9, 0, 30)  # the least is 0.006 of the norm of all
     found = u.mT @ orthogonalize(u * s @ v, 3, torch.float32) @ v.mT
-    assert ((found.diagonal(dim1=1, dim2=2) > 0.7) & (found.diagonal(dim1=1, dim2=2) < 1.3)).all()
+    assert ((found.diagonal(dim1=1, dim2=2) > 0.5) & (found.diagonal(dim1=1, dim2=2) < 1.5)).all()
     assert (found - found.diagonal(dim1=1, dim2=2).diag_embed()).abs().max() < 1e-3
 
 
 def test_each_of_the_three_polynomials_is_the_best_of_its_kind():
     """Chebyshev's theorem: with three numbers to choose, the largest error is as small as it can be where it is reached
     four times, with signs in turn."""
-    low, high = 0.01, 1.0
+    low, high = 0.005, 1.0
     for a, b, c in optim.POLYNOMIALS[3]:
         s = torch.linspace(low, high, 200_001, dtype=torch.float64)
         error = a * s + b * s**3 + c * s**5 - 1
@@ -178,7 +178,7 @@ def test_each_of_the_three_polynomials_is_the_best_of_its_kind():
         signs = error[error.abs() > worst - 0.003].sign()
         assert (signs[1:] != signs[:-1]).sum() == 3
         low, high = 1 - worst, 1 + worst
-    assert worst < 0.28
+    assert worst < 0.5
 
 
 @pytest.mark.parametrize('model', [Transformer, TorchTransformer])
