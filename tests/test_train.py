@@ -522,7 +522,6 @@ def test_a_bench_table_is_in_one_dtype_and_takes_overlays(workplace, monkeypatch
 @pytest.mark.parametrize(('what', 'variants'), [
     ('attention', ['attention=sdpa', 'attention=chunked', 'attention=naive']),
     ('dtype', ['dtype=float32', 'dtype=bfloat16', 'dtype=float16']),
-    ('head_gate', ['head_gate=False', 'head_gate=True']),
     ('n_head=1,2,3,4', ['n_head=1', 'n_head=2', 'n_head=4']),
 ])  # fmt: skip
 def test_bench_compares_a_knobs_values(workplace, monkeypatch, capsys, what, variants):
