@@ -16,7 +16,7 @@ import torch
 
 # a resumed run must have these as they were, or it would be another run
 FIXED = ('model n_layer n_head n_embd d_ff block_size activation position embedding_norm head_gate '
-         'value_residual optimizer muon_heads muon_steps weight_decay ema_decay seed batch_size').split()  # fmt: skip
+         'value_residual optimizer muon_steps weight_decay ema_decay seed batch_size').split()  # fmt: skip
 
 
 def lock_folder(out_dir, fresh):

@@ -60,13 +60,12 @@ class Muon(torch.optim.Optimizer):
     adjust_lr_fn='match_rms_adamw' is the same matrix by matrix; here all matrices of a shape go together, 14 ms per
     step against 20 (swiglu, two CPU cores).
 
-    rms is the root mean square of a step at a learning rate of 1; steps and dtype are orthogonalize's. stacks names the
-    matrices that are taken apart: {matrix: how many smaller ones it holds, one below the other}.
+    rms is the root mean square of a step at a learning rate of 1; steps and dtype are orthogonalize's.
     """
 
-    def __init__(self, groups, lr, momentum=0.95, rms=0.2, steps=5, dtype=torch.bfloat16, stacks=None):
+    def __init__(self, groups, lr, momentum=0.95, rms=0.2, steps=5, dtype=torch.bfloat16):
         super().__init__(groups, {'lr': lr, 'momentum': momentum})
-        self.rms, self.steps, self.dtype, self.stacks = rms, steps, dtype, stacks or {}
+        self.rms, self.steps, self.dtype = rms, steps, dtype
 
     @torch.no_grad()
     def step(self):
@@ -74,8 +73,8 @@ class Muon(torch.optim.Optimizer):
             lr, momentum = group['lr'], group['momentum']
             same_shape = collections.defaultdict(list)
             for p in group['params']:
-                same_shape[p.size(0), p.size(1), self.stacks.get(p, 1)].append(p)
-            for (rows, columns, n), weights in same_shape.items():
+                same_shape[p.shape].append(p)
+            for shape, weights in same_shape.items():
                 for p in weights:
                     if not self.state[p]:
                         self.state[p]['momentum_buffer'] = torch.zeros_like(p)
@@ -83,29 +82,25 @@ class Muon(torch.optim.Optimizer):
                 gradients = [p.grad for p in weights]
                 torch._foreach_lerp_(buffers, gradients, 1 - momentum)
                 ahead = torch._foreach_lerp(gradients, buffers, momentum)  # Nesterov's: where the momentum leads to
-                ahead = torch.stack(ahead).view(-1, rows // n, columns)
-                size = self.rms * math.sqrt(max(rows // n, columns))  # singular values of 1: a square sum of min(...)
-                update = orthogonalize(ahead, self.steps, self.dtype) * (lr * size)
+                size = self.rms * math.sqrt(max(shape))  # singular values of 1: a square sum of min(...)
+                update = orthogonalize(torch.stack(ahead), self.steps, self.dtype) * (lr * size)
                 torch._foreach_mul_(weights, 1 - lr * group['weight_decay'])
-                torch._foreach_sub_(weights, update.view(-1, rows, columns).unbind())
+                torch._foreach_sub_(weights, update.unbind())
 
 
-def create_optimizers(model, optimizer, learning_rate, weight_decay, heads=0, **muon):
+def create_optimizers(model, optimizer, learning_rate, weight_decay, **muon):
     """The optimizers that share the model's parameters: one, or for 'muon' two, since a table is looked up row by row
     and so is left to AdamW. AdamW decays the weights themselves, not through the gradient (Loshchilov and Hutter,
     2017); with a weight_decay of 0 it is Adam (Kingma and Ba, 2014).
 
-    With heads, Muon takes the queries, keys and values of each head by themselves (Kimi Team, 2026, "Kimi K3"), so that
-    loud heads do not set the others' steps. muon holds its other arguments."""
+    muon holds the other arguments of Muon."""
     groups = parameter_groups(model, weight_decay)
     if optimizer == 'sgd':
         return [torch.optim.SGD(groups, lr=learning_rate, fused=True)]  # fused: one kernel updates all tensors
     if optimizer == 'adamw':
         return [torch.optim.AdamW(groups, lr=learning_rate, fused=True)]
     matrices, *others = groups
-    stacks = {p: 3 * heads for name, p in model.named_parameters() if heads and name.endswith('qkv.weight')}
-    muon = Muon([matrices], lr=learning_rate, stacks=stacks, **muon)
-    return [muon, torch.optim.AdamW(others, lr=learning_rate, fused=True)]
+    return [Muon([matrices], lr=learning_rate, **muon), torch.optim.AdamW(others, lr=learning_rate, fused=True)]
 
 
 def learning_rate_at(step, peak, floor, warmup_iters, total, schedule):

@@ -63,7 +63,6 @@ value_residual = False  # mix the first block's attention values into those of a
 attention: Literal['auto', 'flash', 'sdpa', 'chunked', 'naive'] = 'auto'  # see model.py; 'auto': the fastest here
 # optimizer
 optimizer: Literal['sgd', 'adamw', 'muon'] = 'adamw'  # 'muon' leaves what is no matrix of a layer to AdamW
-muon_heads = False  # Muon takes the queries, keys and values of each head by themselves
 muon_steps: Literal[3, 5] = 5  # of its orthogonalisation
 muon_rms = 0.2  # root mean square of its step at a learning rate of 1; AdamW's is about 0.2
 learning_rate = 1e-4  # the peak, after warmup
@@ -85,8 +84,7 @@ compile: bool | None = None  # torch.compile the model; None: on CUDA only
 
 MAY_BE_0 = ('seed', 'warmup_iters', 'max_iters')  # every other whole number counts what a run cannot do without
 BELOW_1 = ('dropout', 'ema_decay')
-FLASH_ONLY = ('activation', 'position', 'attention', 'embedding_norm', 'head_gate', 'value_residual',
-              'muon_heads')  # fmt: skip
+FLASH_ONLY = ('activation', 'position', 'attention', 'embedding_norm', 'head_gate', 'value_residual')
 
 
 def check_knobs(c):
@@ -143,8 +141,7 @@ class Run:
         self.model = build_model(c, corpus.encoding.n_vocab).to(self.device)
         dtype = torch.bfloat16 if c.dtype == 'bfloat16' else torch.float32
         muon = {'rms': c.muon_rms, 'steps': c.muon_steps, 'dtype': dtype}
-        heads = c.n_head if c.muon_heads else 0
-        self.optimizers = create_optimizers(self.model, c.optimizer, c.learning_rate, c.weight_decay, heads, **muon)
+        self.optimizers = create_optimizers(self.model, c.optimizer, c.learning_rate, c.weight_decay, **muon)
         self.ema = copy.deepcopy(self.model) if c.ema_decay else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=c.dtype == 'float16')
         x, y = self.micro_batches()

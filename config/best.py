@@ -1,6 +1,6 @@
-# Past the log, rung 10: rung 9 with Muon on the queries, keys and values of each head by themselves. The best so far.
-muon_heads = True  # the change
-# as in rung 9
+# Past the log, rung 9: rung 8 with the first block's values mixed into all others. The best so far.
+value_residual = True  # the change
+# as in rung 8
 activation = 'swiglu'
 d_ff = 256
 warmup_iters = 100
@@ -11,4 +11,3 @@ embedding_norm = True
 head_gate = True
 muon_rms = 0.05
 muon_steps = 3
-value_residual = True

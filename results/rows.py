@@ -37,7 +37,7 @@ LOG = {
     'learned': ('row 13 with learned positions', '2.58, 2.55, 2.53'),
 }
 RUNGS = ('best_1_rate', 'best_2_muon', 'best_3_rotary', 'best_4_faster', 'best_5_embedding_norm', 'best_6_head_gate',
-         'best_7_rates', 'best_8_three_steps', 'best_9_value_residual', 'best')  # fmt: skip
+         'best_7_rates', 'best_8_three_steps', 'best')  # fmt: skip
 # every row's number; best_97m is no rung, but row 14 with the first six of them
 NUMBERS = {
     **{row: f'{i}' for i, row in enumerate(LOG, 1)},

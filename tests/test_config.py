@@ -16,7 +16,7 @@ ROWS = ('sgd adam cosine flash weight_decay dropout_weight_decay ema swiglu deep
         'swiglu_23 learned').split()  # fmt: skip
 PARENT_ROWS = [None, 1, 2, 3, 4, 5, 5, 5, 5, 5, 8, 8, 12, 13, 13]
 RUNGS = ('best_1_rate best_2_muon best_3_rotary best_4_faster best_5_embedding_norm best_6_head_gate '
-         'best_7_rates best_8_three_steps best_9_value_residual best').split()  # fmt: skip
+         'best_7_rates best_8_three_steps best').split()  # fmt: skip
 
 NAMES = {f'row {i}': name for i, name in enumerate(ROWS, 1)} | {f'rung {i}': name for i, name in enumerate(RUNGS, 1)}
 PLACES = {name: place for place, name in NAMES.items()} | {'best_97m': 'past the log'}
@@ -94,7 +94,7 @@ def test_what_the_course_names_exists():
 
 
 @pytest.mark.parametrize('knob', ['activation=swiglu', 'position=learned', 'attention=naive', 'head_gate',
-                                  'embedding_norm', 'value_residual', 'muon_heads'])  # fmt: skip
+                                  'embedding_norm', 'value_residual'])  # fmt: skip
 def test_what_the_pytorch_model_would_ignore_is_refused(knob):
     def check(*flags):
         train.check_knobs(configure([train.__file__], [str(HOME / 'config/sgd.py'), *flags])[0])

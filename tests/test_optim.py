@@ -121,42 +121,6 @@ def test_muon_is_torchs():
         assert (p - q).norm() < 0.01 * (q - m).norm() > 0
 
 
-def test_muon_takes_the_parts_of_a_matrix_as_matrices_of_their_own():
-    torch.manual_seed(0)
-    whole, other = nn.Parameter(torch.randn(12, 5)), nn.Parameter(torch.randn(12, 5))
-    parts = [nn.Parameter(part.clone()) for part in whole.chunk(3)]
-    apart = torch.optim.Muon([*parts, other], lr=0.02, weight_decay=0.1, adjust_lr_fn='match_rms_adamw')
-    start, same = whole.clone(), nn.Parameter(other.clone())
-    ours = Muon([{'params': [whole, same], 'weight_decay': 0.1}], lr=0.02, stacks={whole: 3})
-    for _ in range(10):
-        whole.grad, same.grad = torch.randn(2, 12, 5)
-        other.grad = same.grad.clone()
-        for p, grad in zip(parts, whole.grad.chunk(3), strict=True):
-            p.grad = grad.clone()
-        ours.step()
-        apart.step()
-    assert (whole - torch.cat(parts)).norm() < 0.01 * (whole - start).norm()
-    torch.testing.assert_close(same, other, atol=1e-3, rtol=0.01)
-
-
-def test_heads_are_the_rows_of_their_queries_keys_and_values():
-    """Against torch's SVD: whatever the sizes of their gradients, the queries, keys and values of each head step as far
-    as any others, in all directions."""
-    torch.manual_seed(0)
-    shape = Config(9, 8, 1, 2, 8, 12, 0.0, 'swiglu', 'rotary', 'sdpa', True, True, True)
-    net = Transformer(shape)
-    qkv = net.blocks[0].attn.qkv.weight  # rows: (q, k, v) x 2 heads x 4
-    before = qkv.detach().clone()
-    for p in net.parameters():
-        p.grad = torch.zeros_like(p)
-    loudness = torch.tensor([1, 1e-4]).repeat(3)  # of the two heads: together, five steps would not bring both near 1
-    qkv.grad = (torch.randn(6, 4, 8) * loudness[:, None, None]).view(24, 8)
-    muon, _ = create_optimizers(net, 'muon', 0.01, 0.0, heads=2, dtype=torch.float32)
-    muon.step()
-    for step in (before - qkv).detach().view(6, 4, 8):
-        assert ((torch.linalg.svdvals(step) / (0.01 * 0.2 * math.sqrt(8)) - 0.9).abs() < 0.3).all()
-
-
 def test_three_polynomials_bring_singular_values_near_1():
     """Against torch's SVD, on singular values from 0.005 of the norm up."""
     torch.manual_seed(0)

@@ -435,7 +435,6 @@ def test_overwrite_deletes_nothing_before_all_is_checked(run):
         ('--head_gate', 'head_gate was False, now True'),
         ('--value_residual', 'value_residual was False, now True'),
         ('--optimizer=sgd', "optimizer was 'adamw', now 'sgd'"),
-        ('--muon_heads', 'muon_heads was False, now True'),
         ('--muon_steps=3', 'muon_steps was 5, now 3'),
         ('--seed=2', 'seed was 1, now 2'),
         ('--batch_size=8', 'batch_size was 4, now 8'),

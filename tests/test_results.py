@@ -363,7 +363,7 @@ def test_students_t_leaves_five_per_cent_outside(freedom):
 
 def test_a_rows_parent_is_the_one_that_its_config_names():
     assert [rows.parent_of(row) for row in ('sgd', 'adam', 'wide', 'learned', 'best_1_rate', 'best', 'best_97m')] == [
-        None, 'sgd', 'weight_decay', 'learning_rate', 'learned', 'best_9_value_residual', 'swiglu_23']  # fmt: skip
+        None, 'sgd', 'weight_decay', 'learning_rate', 'learned', 'best_8_three_steps', 'swiglu_23']  # fmt: skip
 
 
 def block(path, name):
