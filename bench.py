@@ -127,13 +127,13 @@ def print_profile(c):
 
 
 def main():
-    c, files = configure(PROGRAMS, sys.argv[1:])
-    train.check_knobs(c)
+    _, files = configure(PROGRAMS, sys.argv[1:])
     flags = [argument for argument in sys.argv[1:] if argument.startswith('-')]
     overlays = [file for file in files if Path(file).stem in OVERLAYS]
     for i, file in enumerate([file for file in files if file not in overlays] or [None]):
         arguments = [file, *overlays, *flags] if file else [*overlays, *flags]
         c, name = configure(PROGRAMS, arguments)[0], Path(file).stem if file else 'default'
+        train.check_knobs(c)  # of this row: knobs of several need not go together
         torch.compiler.reset()  # no row inherits the code that was compiled for another
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()

@@ -499,6 +499,14 @@ def test_bench_times_the_training_step(workplace, monkeypatch, capfd):
         )
 
 
+def test_a_row_of_bench_is_checked_by_itself(workplace, monkeypatch, capfd):
+    """The min_lr of best is above the learning_rate of row 13, which has none of its own."""
+    monkeypatch.chdir(workplace)
+    flags = [flag for flag in BENCH if 'learning_rate' not in flag]
+    main(monkeypatch, bench, 'best', 'learning_rate', *flags, '--json')
+    assert [json.loads(line)['config'] for line in capfd.readouterr().out.splitlines()] == ['best', 'learning_rate']
+
+
 def test_bench_prints_a_table(workplace, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
     main(monkeypatch, bench, *BENCH)
