@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What to ask of a GPU first; made to take under ten minutes, but no GPU has run it yet. Each answer stands in results/
-# as soon as it is there:
+# What to ask of a GPU; made to take under ten minutes. An H200 has run its commands, but one by one and some with fewer
+# rows. Each answer stands in results/ as soon as it is there:
 #
 #     results/measure_gpu.sh [FOLDER OF A CLONE OF nanoGPT]
 #

@@ -90,6 +90,11 @@ def draw_ladder(results, path):
     (draw_losses if len(runs_by_row(results)) <= len(PALETTE) else draw_ends)(results, path)
 
 
+def milliseconds(ms):
+    """With tenths below 100."""
+    return f'{ms:,.0f}' if ms >= 100 else f'{ms:.1f}'
+
+
 def draw_speed(results, path):
     """The time of a step, a dot per row of bench.py on a line from its 10th to its 90th percentile."""
     rows = results['rows']
@@ -97,7 +102,9 @@ def draw_speed(results, path):
     for i, row in enumerate(rows):
         axes.plot([row['ms_p10'], row['ms_p90']], [i, i], color=PALETTE[0], linewidth=2, alpha=0.5)
         axes.plot(row['ms_median'], i, 'o', color=PALETTE[0])
-        axes.annotate(f'{row["ms_median"]:,.0f}', (row['ms_p90'], i), (7, 0), textcoords='offset points', va='center')
+        axes.annotate(
+            milliseconds(row['ms_median']), (row['ms_p90'], i), (7, 0), textcoords='offset points', va='center'
+        )
     axes.set(xscale='log', xlabel='ms per batch: median, and 10th to 90th percentile (each grid line doubles the time)')
     axes.set_yticks(range(len(rows)), [row['config'] for row in rows])
     axes.invert_yaxis()

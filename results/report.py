@@ -14,7 +14,7 @@ from configurator import configure
 from data import MERGES
 from model import build_model
 from results.paired import interval, last_loss, paired, runs_by_row, verdict
-from results.pictures import PICTURES
+from results.pictures import PICTURES, milliseconds
 from results.record import RESULTS, ROOT, read
 from results.rows import LOG, NUMBERS, config_of, parent_of
 
@@ -158,15 +158,14 @@ def positions_table(results):
 
 def bench_table(results):
     """The rows of bench.py; the earlier ones have the speed of their arithmetic as well."""
-    columns = {
-        'config': '`{config}`',
-        'ms/batch': '{ms_median:,.0f}',
-        'p10 to p90': '{ms_p10:,.0f} to {ms_p90:,.0f}',
-        'tokens/s': '{tokens_per_s:,.0f}',
-    }
-    if all('tflops' in row for row in results['rows']):
-        columns |= {'TFLOP/s': '{tflops:.3f}', 'of the peak': '{peak_share:.0%}'}
-    return markdown(columns, [[cell.format(**row) for cell in columns.values()] for row in results['rows']])
+    columns, lines = ['config', 'ms/batch', 'p10 to p90', 'tokens/s'], []
+    has_peak = all('tflops' in row for row in results['rows'])
+    for row in results['rows']:
+        median, low, high = (milliseconds(row[name]) for name in ('ms_median', 'ms_p10', 'ms_p90'))
+        lines.append([f'`{row["config"]}`', median, f'{low} to {high}', f'{row["tokens_per_s"]:,.0f}'])
+        if has_peak:
+            lines[-1] += [f'{row["tflops"]:.3f}', f'{row["peak_share"]:.0%}']
+    return markdown(columns + ['TFLOP/s', 'of the peak'] * has_peak, lines)
 
 
 def nanogpt_table(results):
@@ -174,7 +173,7 @@ def nanogpt_table(results):
     lines = []
     for row in results['rows']:
         shape = '{n_layer} layers, {n_embd} wide, {batch_size} x {block_size}'.format(**row)
-        lines.append([shape, *(f'{ms:.0f}' if ms >= 100 else f'{ms:.1f}' for ms in row['ms_median'].values())])
+        lines.append([shape, *map(milliseconds, row['ms_median'].values())])
     return markdown(['shape', *results['rows'][0]['ms_median']], lines)
 
 
