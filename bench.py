@@ -33,6 +33,7 @@ PROGRAMS = [__file__, train.__file__]  # whose knobs these are
 COLUMNS = 'config ms_median ratio ms_p10 ms_p90 tokens_per_s peak_memory_gb'.split()
 OVERLAYS = ('cpu',)  # configs of sizes alone, which follow a row; every other config is a row
 WARM_UP = 3  # steps: the first compiles and allocates, the next settle caches and clocks
+IN_A_ROW = {'cuda': 10}  # steps that are timed as one where the host runs ahead of the device, as it does in train.py
 
 
 def build_run(c):
@@ -46,22 +47,23 @@ def build_run(c):
     return run
 
 
-def milliseconds(function, device):
-    """How long a call takes, with the device idle before and after."""
+def milliseconds(function, device, calls=1):
+    """How long a call takes, the mean of some in a row, with the device idle before and after."""
     synchronize = getattr(torch, device.type).synchronize
     synchronize()
     start = time.perf_counter()
-    function()
+    for _ in range(calls):
+        function()
     synchronize()
-    return (time.perf_counter() - start) * 1e3
+    return (time.perf_counter() - start) * 1e3 / calls
 
 
 def time_in_turns(steps, device, seconds):
     """Times of several functions in ms, a list each: turn by turn, so that a drift of the machine meets all alike."""
-    times = [[] for _ in steps]
-    while sum(map(sum, times)) < seconds * 1e3 * len(steps) or len(times[0]) < 5:
+    times, calls = [[] for _ in steps], IN_A_ROW.get(device.type, 1)
+    while sum(map(sum, times)) * calls < seconds * 1e3 * len(steps) or len(times[0]) < 5:
         for step, mine in zip(steps, times, strict=True):
-            mine.append(milliseconds(step, device))
+            mine.append(milliseconds(step, device, calls))
     return times
 
 
@@ -78,7 +80,7 @@ def measure(runs, seconds):
         memory = torch.cuda.max_memory_allocated() / 1e9 if on_gpu and len(runs) == 1 else None
         numbers = (name, median, ratio, p10, p90, c.batch_size * c.block_size / median * 1e3, memory)
         setting = {knob: getattr(c, knob) for knob in ('batch_size', 'block_size', 'dtype', 'compile', 'attention')}
-        setting |= {'steps': len(mine), 'device': machine, 'torch': torch.__version__}
+        setting |= {'steps': len(mine) * IN_A_ROW.get(device.type, 1), 'device': machine, 'torch': torch.__version__}
         yield dict(zip(COLUMNS, numbers, strict=True)) | setting
 
 
@@ -100,8 +102,7 @@ def compared_runs(name, c, arguments):
     _, allowed, _ = knobs[knob]
     choices = ['False', 'True'] if bool in allowed else [one for one in allowed if isinstance(one, str)]
     values = listed.split(',') if listed else [value for value in choices if value != 'auto']
-    if not values:
-        sys.exit(f'name the values: --compare={knob}=VALUE,VALUE')
+    values = values or sys.exit(f'name the values: --compare={knob}=VALUE,VALUE')
     runs = {}
     for value in values:
         variant, _ = configure(PROGRAMS, [*arguments, f'--{knob}={value}'])

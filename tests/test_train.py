@@ -1,6 +1,7 @@
 """train.py from its command line: the log's rows, what is printed, resuming, sampling, several processes."""
 
 import contextlib
+import itertools
 import json
 import math
 import platform
@@ -539,6 +540,16 @@ def test_bench_compares_a_knobs_values(workplace, monkeypatch, capsys, what, var
     assert [row['config'] for row in rows] == [f'default {variant}' for variant in variants]
     assert rows[0]['ratio'] == 1 and min(row['ratio'] for row in rows) > 0 and len({row['steps'] for row in rows}) == 1
     assert ('n_head=3 is left out: n_embd=16 is not divisible' in err) == ('n_head' in what)
+
+
+def test_bench_times_several_steps_as_one_where_the_host_runs_ahead(monkeypatch):
+    """The device is waited for before and after a turn, not between its steps; a time is that of one step."""
+    calls, clock = [], itertools.count(step=0.03)
+    monkeypatch.setitem(bench.IN_A_ROW, 'cpu', 3)
+    monkeypatch.setattr(torch.cpu, 'synchronize', lambda: calls.append('wait'))
+    monkeypatch.setattr(bench.time, 'perf_counter', lambda: next(clock))
+    [times] = bench.time_in_turns([lambda: calls.append('step')], torch.device('cpu'), 0)
+    assert calls == ['wait', *['step'] * 3, 'wait'] * 5 and times == pytest.approx([10] * 5)
 
 
 def test_bench_profiles(workplace, monkeypatch, capsys):
