@@ -190,7 +190,7 @@ class Run:
     def evaluate(self, model):
         """The model's loss in nats per token over every validation token once; the processes share the work."""
         (rank, world), total = processes(), torch.zeros((), device=self.device)
-        # more than a step's in a coffee break: small batches take half as long again
+        # more than a step's in a coffee break: small batches take 1.4 times as long
         rows = max(self.c.batch_size // world // self.c.gradient_accumulation_steps, 4096 // self.c.block_size)
         model.eval()
         for i, (x, y) in enumerate(validation_batches(self.corpus.val.to(self.device), rows, self.c.block_size)):

@@ -113,7 +113,7 @@ def main():
         'command': shlex.join(['python', '-m', 'results.nanogpt', *sys.argv[1:]]),
         **{knob: getattr(c, knob) for knob in SHAPE},
         'dtype': runs['this'].c.dtype,
-        'steps': len(times[0]),
+        'steps': len(times[0]) * bench.IN_A_ROW.get(device.type, 1),
         'ms_median': dict(zip(runs, map(statistics.median, times), strict=True)),
         'device': device_name(device),
         'nanogpt': commit(Path(c.nanogpt)),
