@@ -27,6 +27,7 @@ import torch
 from tiktoken import _educational as educational
 from tiktoken.load import load_tiktoken_bpe
 from tiktoken_ext.openai_public import r50k_pat_str
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
 
@@ -782,6 +783,25 @@ def test_batches_are_a_pure_function_of_seed_and_step():
         assert x.shape == y.shape == (8, 7) and x.dtype == y.dtype == torch.int64
         assert torch.equal(new(1).at(step)[0], x)
         assert not torch.equal(new(2).at(step)[0], x)
+
+
+class StaysOnTheDevice(TorchDispatchMode):
+    """Fails where something is made on the host or brought over: a GPU's host would wait for the copy."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        assert made.device.type == 'meta', f'{function} is not on the device'
+        return made
+
+
+def test_a_batch_needs_nothing_from_the_host():
+    """By the device 'meta', which has shapes alone. An epoch's order is brought over once."""
+    batches = data.Batches(numbers(1000), 8, 7, 0, 'meta')
+    batches.at(0)
+    with StaysOnTheDevice():
+        batches.at(1)
+    with pytest.raises(AssertionError, match='is not on the device'), StaysOnTheDevice():
+        batches.at(batches.per_epoch)
 
 
 @pytest.mark.parametrize('n', [2, 7, 8, 9, 57, 100, 40_000])

@@ -166,6 +166,22 @@ def test_every_epoch_ends_with_an_evaluation_and_the_means_of_its_own_steps(run)
         assert end['tokens_per_s'] == pytest.approx(16 * 64 / ms * 1e3)
 
 
+def test_a_log_line_shares_its_wait_among_its_steps(run, monkeypatch):
+    """On a GPU a step only gives orders; the time of the work shows where a loss is read, at the log line."""
+    clock, read_losses = [0.0], train.read_losses
+
+    def wait_and_read(*arguments):
+        clock[0] += 1
+        return read_losses(*arguments)
+
+    monkeypatch.setattr(train.time, 'perf_counter', lambda: clock[0])
+    monkeypatch.setattr(train, 'read_losses', wait_and_read)
+    run('--out_dir=out/waits', '--max_iters=10')
+    lines = [json.loads(line) for line in open('out/waits/metrics.jsonl')]
+    assert [line.get('ms_per_batch') for line in lines] == [200, 200, None]  # a second for five steps
+    assert lines[-1]['tokens_per_s'] == pytest.approx(4 * 16 / 0.2)
+
+
 def test_a_run_is_named_after_its_configs(run):
     run(f'{REPO}/config/swiglu.py', f'{REPO}/config/cpu.py', '--max_iters=1')
     assert load('out/swiglu_cpu')['step'] == 1
@@ -311,8 +327,12 @@ def test_a_step_never_waits_for_the_device(workplace, monkeypatch, knobs):
     run = train.Run(c, train.open_corpus('tiny'))
     before = run.model.embedding.weight.clone()
     run.train_step()  # the first creates the optimizer's state
+    seeds, modes = [], []
+    monkeypatch.setattr(torch, 'manual_seed', seeds.append)
+    monkeypatch.setattr(torch.nn.Module, 'train', lambda net, mode=True: modes.append(net))
     with NeverWaits():
         loss, norm = run.train_step()
+    assert not modes and len(seeds) == (c.dropout > 0)  # a walk over all modules, and a seed, cost a GPU's host time
     assert not torch.equal(run.model.embedding.weight, before)
     with pytest.raises(AssertionError, match='waits'), NeverWaits():
         float(loss + norm)
@@ -570,6 +590,43 @@ def test_bench_refuses(workplace, monkeypatch):
     ):
         with pytest.raises(SystemExit, match=words):
             main(monkeypatch, bench, *BENCH, '--json', *flags)
+
+
+def test_what_is_set_on_a_gpu(monkeypatch):
+    """Before torch 2.12 cuDNN rounds dropout to sixteenths: rows 4 and 6 do without it."""
+    switched = []
+    monkeypatch.setattr(torch, 'empty', lambda *size, device: SimpleNamespace(device=torch.device(device)))
+    monkeypatch.setattr(torch, 'set_float32_matmul_precision', lambda precision: None)
+    monkeypatch.setattr(torch.cuda, 'set_device', lambda device: None)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0))
+    monkeypatch.setattr(torch.backends.cuda, 'enable_cudnn_sdp', switched.append)
+    for version, dropout in (('2.11.0', 0.2), ('2.11.0', 0.0), ('2.13.0', 0.2)):
+        monkeypatch.setattr(torch, '__version__', torch.torch_version.TorchVersion(version))
+        c, _ = train.configure([train.__file__], ['--device=cuda', f'--dropout={dropout}'])
+        assert machine.choose_machine(c) == ('', "sdpa (cuDNN's kernel is reported to be the fastest on this GPU)")
+        assert (c.device, c.dtype) == ('cuda:0', 'bfloat16')
+    assert switched == [False, True]
+
+
+def test_a_group_waits_for_the_process_that_prepares_the_corpus(monkeypatch):
+    """A large one takes longer than the ten minutes after which NCCL gives up."""
+    joined = []
+    monkeypatch.setenv('RANK', '0')
+    monkeypatch.setattr(machine.dist, 'init_process_group', lambda *backend, **options: joined.append(options))
+    monkeypatch.setattr(machine.ctypes.pythonapi, 'Py_IncRef', lambda group: None)
+    c, _ = train.configure([train.__file__], SMALL)
+    machine.choose_machine(c)
+    assert joined[0]['timeout'].total_seconds() >= 3600
+
+
+@pytest.mark.parametrize('kernel, name', [('naive', 'softmax'), ('chunked', 'baddbmm'), ('sdpa', 'scaled_dot_product')])
+def test_each_attention_compiles_to_code_of_its_own_in_one_piece(kernel, name):
+    graphs, c = [], train.configure([train.__file__], [*SMALL, f'--attention={kernel}'])[0]
+    net = train.build_model(c, 9)
+    net.compile(backend=lambda graph, inputs: graphs.append(graph.code) or graph.forward, fullgraph=True)
+    net(torch.zeros(1, 16, dtype=torch.long))
+    [code] = graphs
+    assert name in code and ('scaled_dot_product' in code) == (kernel == 'sdpa') == ('softmax' not in code)
 
 
 def test_where_compiling_is_impossible(monkeypatch, capsys):
