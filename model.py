@@ -215,7 +215,8 @@ class LanguageModel(nn.Module):
             if temperature == 0:
                 new = logits.argmax(dim=-1, keepdim=True)
             else:
-                new = torch.multinomial((logits / temperature).softmax(dim=-1), 1, generator=generator)
+                logits = logits / min(max(temperature, 1e-9), 1e9)  # or float32 would have no number for some
+                new = torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)
             idx = torch.cat((idx, new), dim=1)
             yield new
 

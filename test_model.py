@@ -410,6 +410,15 @@ def test_samples_follow_temperature_and_top_k(top_k):
     assert frequency[1] > 0.05
 
 
+def test_the_smallest_and_the_largest_temperature():
+    """The likeliest token, and each of three; float32 holds neither number."""
+    net, idx = build('rotary').eval().float(), tokens(4, batch=1).repeat(50, 1)
+    net.embedding.weight.data *= 10
+    best = net(idx)[0, -1].topk(3).indices.tolist()
+    draw = lambda temperature: set(next(net.generate(idx, 1, temperature, top_k=3)).flatten().tolist())  # noqa: E731
+    assert draw(1e-300) == {best[0]} and draw(1e300) == set(best)
+
+
 def test_impossible_shapes_are_refused():
     with pytest.raises(SystemExit, match='n_embd=32 is not divisible by n_head=5'):
         shape(n_head=5)

@@ -248,9 +248,14 @@ def read_losses(run, losses):
     if not all(finite):
         i = finite.index(False)
         (loss, norm), step = numbers[i].tolist(), run.step - len(losses) + i + 1
-        sys.exit(f'loss {loss:.4g} and gradient norm {norm:.4g} at step {step}: likely float16, too short a warmup, or '
-                 f'too high a learning_rate; try {run.c.learning_rate / 2}. What was saved is kept.')  # fmt: skip
+        diverged(run, f'loss {loss:.4g} and gradient norm {norm:.4g} at step {step}')
     return numbers
+
+
+def diverged(run, what):
+    """Exit: the weights are worth nothing any more."""
+    sys.exit(f'{what}: likely float16, too short a warmup, or too high a learning_rate; '
+             f'try {run.c.learning_rate / 2}. What was saved is kept.')  # fmt: skip
 
 
 def log(run, metrics, numbers, seconds):
@@ -267,8 +272,11 @@ def log(run, metrics, numbers, seconds):
 
 
 def report(run, metrics, numbers, seconds):
-    """Evaluate the model and its average; print the log's line and the details, and record them."""
+    """Evaluate the model and its average; print the log's line and the details, and record them. Exits if the last
+    step left weights that give no finite loss."""
     train_loss, val = numbers[:, 0].mean().item(), run.evaluate(run.model)
+    if not math.isfinite(val):
+        diverged(run, f'validation loss {val} after step {run.step}')
     ema = run.evaluate(run.ema) if run.ema else None
     epoch, speed = run.step / run.batches.per_epoch, run.c.batch_size * run.c.block_size / statistics.mean(seconds)
     per_byte = val * len(run.corpus.val) / run.corpus.val_bytes / math.log(2)

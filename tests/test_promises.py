@@ -236,12 +236,15 @@ def test_a_second_signal_quits_at_once(start):
 
 
 def test_a_loss_that_is_not_finite_never_reaches_a_checkpoint(start, run):
-    """It is found at the next log line or save, and the step where it began is named."""
+    """It is found at the next log line or save, and the step where it began is named: the seventh, whose weights the
+    sixth has ruined. When that is the last, its evaluation tells."""
     run('--out_dir=out/nan', '--optimizer=sgd', stop_at=5)
     before = Path('out/nan/ckpt.pt').read_bytes()
-    for knobs in ([], ['--log_interval=1000', '--eval_interval=8'], ['--log_interval=1000', '--dtype=float16']):
+    for words, *knobs in (['at step 7'], ['at step 7', '--log_interval=1000', '--eval_interval=8'],
+                          ['at step 7', '--log_interval=1000', '--dtype=float16'],
+                          ['validation loss nan after step 6', '--max_iters=6']):  # fmt: skip
         again = start('--out_dir=out/nan', '--optimizer=sgd', '--learning_rate=1e30', '--init_from=resume', *knobs)
-        assert 'at step 7: likely float16, too short a warmup, or' in refused(finish(again, code=1))
+        assert f'{words}: likely float16, too short a warmup, or' in refused(finish(again, code=1))
         assert Path('out/nan/ckpt.pt').read_bytes() == before
 
 
