@@ -33,7 +33,7 @@ PROGRAMS = [__file__, train.__file__]  # whose knobs these are
 COLUMNS = 'config ms_median ratio ms_p10 ms_p90 tokens_per_s peak_memory_gb'.split()
 OVERLAYS = ('cpu',)  # configs of sizes alone, which follow a row; every other config is a row
 WARM_UP = 3  # steps: the first compiles and allocates, the next settle caches and clocks
-IN_A_ROW = {'cuda': 10}  # steps that are timed as one where the host runs ahead of the device, as it does in train.py
+IN_A_ROW = {'cuda': 10}  # steps that are timed as one: in train.py, too, the host runs ahead of a GPU
 
 
 def build_run(c):
@@ -135,6 +135,7 @@ def main():
         arguments = [file, *overlays, *flags] if file else [*overlays, *flags]
         c, name = configure(PROGRAMS, arguments)[0], Path(file).stem if file else 'default'
         train.check_knobs(c)  # of this row: knobs of several need not go together
+        runs = None  # frees the row before: the peak of memory would count it
         torch.compiler.reset()  # no row inherits the code that was compiled for another
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()

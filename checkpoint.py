@@ -17,11 +17,12 @@ import torch
 # a resumed run must have these as they were, or it would be another run
 FIXED = ('model n_layer n_head n_embd d_ff block_size activation position embedding_norm head_gate '
          'value_residual optimizer muon_steps weight_decay ema_decay seed batch_size').split()  # fmt: skip
+RUN = ('metrics.jsonl', 'ckpt.pt')  # the files that are a run
 
 
 def lock_folder(out_dir, fresh):
-    """Make the folder this process's own until it ends, however it ends, or closes the file that is returned. Exits if
-    another process has it; exits if fresh and it holds a run."""
+    """Make the folder and lock it: until the process ends, even by kill -9, or closes the file that is returned. Exits
+    if another process has the lock; exits if fresh and the folder holds a run."""
     out_dir.mkdir(parents=True, exist_ok=True)
     lock = open(out_dir / 'lock', 'w', encoding='utf-8')
     try:
@@ -38,9 +39,9 @@ def lock_folder(out_dir, fresh):
 
 
 def move_aside(out_dir):
-    """Keep a run that is to be lost until another's first checkpoint is whole."""
-    for name in ('ckpt.pt', 'metrics.jsonl'):
-        if (out_dir / name).exists():
+    """Keep a run that is to be lost until another's first checkpoint is whole; what never had one is no run."""
+    for name in RUN if (out_dir / 'ckpt.pt').exists() else ():
+        with contextlib.suppress(FileNotFoundError):
             os.replace(out_dir / name, out_dir / f'{name}.old')
 
 
@@ -54,8 +55,8 @@ def save(out_dir, state):
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, path)
-        for old in out_dir.glob('*.old'):
-            old.unlink()
+        for name in RUN:
+            (out_dir / f'{name}.old').unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch answers a full disk with a RuntimeError about its OSError
         new.unlink(missing_ok=True)
         sys.exit(f'{path} could not be saved: {error.__context__ or error}. One from before, if any, is whole.')
@@ -69,7 +70,10 @@ def load(out_dir):
             damaged = archive.testzip()  # compares the checksum of each record
         if damaged:
             raise ValueError(f'the checksum of {damaged} differs')
-        return torch.load(path, map_location='cpu', weights_only=True)
+        state = torch.load(path, map_location='cpu', weights_only=True)
+        if 'vocabulary' not in state:  # nanoGPT's has the same name
+            raise ValueError('it holds no vocabulary')
+        return state
     except OSError as error:
         runs = ', '.join(sorted(str(file.parent) for file in path.parent.parent.glob('*/ckpt.pt*'))) or 'none'
         sys.exit(f'{path} cannot be read: {error.strerror}. Runs that are there: {runs}.')
@@ -113,12 +117,15 @@ def restore(run, saved):
 
 def open_metrics(out_dir, step):
     """metrics.jsonl to append to: a JSON object per line, cut back to the step from which the run goes on."""
-    path = out_dir / 'metrics.jsonl'
-    kept = []
-    for line in path.read_text(encoding='utf-8', errors='replace').splitlines() if path.exists() else ():
+    path, kept = out_dir / 'metrics.jsonl', ''
+    lines = path.read_text(encoding='utf-8', errors='replace') if path.exists() else ''
+    for line in lines.splitlines():
         with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged line is cut off
-            kept += [line + '\n'] * (json.loads(line)['step'] <= step)
-    path.write_text(''.join(kept), encoding='utf-8')
+            kept += (line + '\n') * (json.loads(line)['step'] <= step)
+    if kept != lines:
+        new = out_dir / 'metrics.jsonl.new'
+        new.write_text(kept, encoding='utf-8')
+        os.replace(new, path)  # all at once: a kill loses no line
     return open(path, 'a', buffering=1, encoding='utf-8')
 
 
@@ -142,8 +149,8 @@ def signals_caught():
         for each in handlers:
             signal.signal(each, signal.SIG_DFL)
 
-    caught = {signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM)}  # Windows has no SIGHUP
-    handlers = {each: signal.signal(each, remember) for each in caught}
+    signums = {signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM)}  # Windows has no SIGHUP
+    handlers = {each: signal.signal(each, remember) for each in signums}
     try:
         yield signals
     finally:

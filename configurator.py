@@ -2,8 +2,8 @@
 
     python train.py config/swiglu.py config/cpu.py --n_layer=8 --overwrite
 
-Config files apply in order, then the command line. A config file is parsed and never executed: it holds comments,
-and assignments of literals or of arithmetic on numbers.
+Config files apply in order, then the command line. A config file is read, not run: it holds comments, and assignments
+of literals or of arithmetic on numbers.
 """
 
 import ast

@@ -46,9 +46,6 @@ KNOWN = {
 # tests, installed packages, and the file that describes the machine
 STDLIB_LEFT_OUT = re.compile(r'(^|/)((test|tests|idle_test|site-packages|dist-packages)/|_sysconfigdata)')
 FILES = ('train.bin', 'val.bin', 'bpe.tiktoken', 'meta.json')
-# how files begin that are no text in UTF-8
-NO_TEXT = {b'\xff\xfe': 'UTF-16', b'\xfe\xff': 'UTF-16', b'\x1f\x8b': 'gzip', b'BZh': 'bzip2', b'\xfd7zXZ': 'xz',
-           b'PK\3\4': 'zip or docx', b'%PDF': 'PDF', b'\x89PNG': 'PNG', b'\xff\xd8\xff': 'JPEG'}  # fmt: skip
 END = '<|endoftext|>'  # closes every document; a text that contains these characters still gets ordinary tokens
 # GPT-2's split: a BPE token never crosses from a word, a number, a run of signs or of spaces into the next.
 # The possessive ++ takes no step back, and PIECE bounds the one \s+ that does, so a million spaces in a row neither
@@ -58,7 +55,7 @@ MERGES = 768  # 256 bytes + 768 merges = the log's 1024 tokens; END is the 1025t
 SAMPLE = 32_000_000  # characters to learn the BPE from at most; a larger corpus gives an evenly spread sample
 PIECE = 1 << 18  # characters of text that are split and encoded at a time
 LONGEST = 256  # characters of a word that are counted together; a line of a million letters would take minutes
-HELD_OUT = 13 / 256  # share of the documents kept for validation, about 5 %
+HELD_OUT = 13  # of the 256 values of a hash's first byte: about 5 % of the documents are kept for validation
 BAR = dict(unit='B', unit_scale=True, disable=None)  # a bar of progress, on terminals only
 
 
@@ -66,19 +63,14 @@ BAR = dict(unit='B', unit_scale=True, disable=None)  # a bar of progress, on ter
 
 
 def merge(ids, pair, new):
-    """Replace a pair in a word's token ids by a new token, in place. Yields the pairs of its neighbours: those that are
-    gone with -1, the new ones with 1."""
-    i = 0
-    while i + 1 < len(ids):
-        if ids[i] == pair[0] and ids[i + 1] == pair[1]:
-            ids[i : i + 2] = [new]
-            if i > 0:
-                yield (ids[i - 1], pair[0]), -1
-                yield (ids[i - 1], new), 1
-            if i + 1 < len(ids):
-                yield (pair[1], ids[i + 1]), -1
-                yield (new, ids[i + 1]), 1
-        i += 1
+    """A word's token ids with a new token in place of each occurrence of a pair, from left to right."""
+    merged = []
+    for i in ids:
+        if merged and (merged[-1], i) == pair:
+            merged[-1] = new
+        else:
+            merged.append(i)
+    return merged
 
 
 def learn_bpe(words, merges=MERGES):
@@ -97,20 +89,19 @@ def learn_bpe(words, merges=MERGES):
             pairs[pair] += count[w]
             users[pair].add(w)
     for new in tqdm(range(256, 256 + merges), desc='learn the BPE', disable=None):
-        if not pairs:
+        most = max(pairs.values(), default=0)
+        if not most:
             break
-        most = max(pairs.values())
         pair = min(pair for pair, n in pairs.items() if n == most)
         # never the bytes of an older token: the same bytes merge in the same order wherever they stand
         tokens.append(tokens[pair[0]] + tokens[pair[1]])
         for w in users.pop(pair):
-            for p, sign in merge(spelling[w], pair, new):
-                pairs[p] += sign * count[w]
-                if sign > 0:
-                    users[p].add(w)
-                elif not pairs[p]:
-                    del pairs[p]
-        del pairs[pair]  # none is left
+            for old in itertools.pairwise(spelling[w]):
+                pairs[old] -= count[w]
+            spelling[w] = merge(spelling[w], pair, new)
+            for now in itertools.pairwise(spelling[w]):
+                pairs[now] += count[w]
+                users[now].add(w)
     return tokens
 
 
@@ -152,9 +143,7 @@ class Corpus:
             ranks = self.folder / 'bpe.tiktoken'
             self.vocabulary = ranks.read_text(encoding='utf-8') if encoding == 'bpe' else encoding
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            source, encoding = self.meta.get('source', 'SOURCE'), self.meta.get('encoding', 'bpe')
-            option = '' if encoding == 'bpe' else f' --encoding={encoding}'
-            remedy = f'python data.py {shlex.quote(source)}{option} --overwrite'
+            remedy = command_again(self.meta.get('source', 'SOURCE'), self.meta.get('encoding', 'bpe'))
             sys.exit(f'{self.folder} is damaged: {error}. Prepare it again: {remedy}')
         self.encoding = read_encoding(self.vocabulary)
 
@@ -164,15 +153,34 @@ def checksum(path):
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def open_corpus(dataset):
-    """The Corpus of a prepared name, a known name or a path; prepares it first where that is still to be done."""
-    name = Path(dataset).name if Path(dataset).parent == ROOT else dataset
-    return Corpus(name if os.path.exists(ROOT / name / 'meta.json') else prepare(dataset))
+def command_again(source, encoding):
+    """The command that prepares a corpus anew."""
+    option = '' if encoding == 'bpe' else f' --encoding={encoding}'
+    return f'python data.py {shlex.quote(source)}{option} --overwrite'
+
+
+def name_of(source, encoding='bpe'):
+    """The name of the corpus that a SOURCE (see the top of this file) becomes, in data/NAME."""
+    name = source if source in KNOWN else PurePath(os.path.expanduser(source)).name.split('.')[0] or 'corpus'
+    return name if encoding == 'bpe' else f'{name}-{encoding}'
+
+
+def prepared(dataset):
+    """NAME, where NAME or data/NAME was asked for, and such a corpus is there; else None."""
+    name = Path(dataset).name
+    ours = dataset == name or Path(dataset).resolve().parent == ROOT.resolve()
+    return name if ours and (ROOT / name / 'meta.json').exists() else None
+
+
+def open_corpus(dataset, as_it_is=False):
+    """The Corpus of a prepared name, a known name or a path. It is prepared first where it is not there, or where the
+    files of a path have changed; unless as_it_is, since a run that goes on needs the tokens with which it began."""
+    return Corpus(prepared(dataset) or (as_it_is and prepared(name_of(dataset))) or prepare(dataset))
 
 
 def vocab_size_of(dataset):
     """The vocabulary's size of a prepared corpus, or what our own BPE will give it."""
-    return Corpus(dataset).encoding.n_vocab if os.path.exists(ROOT / dataset / 'meta.json') else 256 + MERGES + 1
+    return Corpus(name).encoding.n_vocab if (name := prepared(dataset)) else 256 + MERGES + 1
 
 
 class Batches:
@@ -241,14 +249,11 @@ def fingerprint(files):
 
 def read(name, file, errors):
     """A file's text. Exits with the offset of a byte that is not UTF-8; errors='replace' reads U+FFFD in its place."""
-    content = file.read_bytes()
     try:
-        return content.decode('utf-8', errors)
+        return file.read_bytes().decode('utf-8', errors)
     except UnicodeDecodeError as error:
-        for start, kind in NO_TEXT.items():
-            if content.startswith(start):
-                sys.exit(f'{name} is {kind}, not text in UTF-8: convert it, unpack it or leave it out.')
-        sys.exit(f'{name}: byte {error.start} is not UTF-8; python data.py SOURCE --errors=replace reads U+FFFD there.')
+        sys.exit(f'{name}: byte {error.start} is not UTF-8. Convert the file, unpack it or leave it out; or '
+                 'python data.py SOURCE --errors=replace reads U+FFFD there.')  # fmt: skip
 
 
 def split(documents):
@@ -261,7 +266,7 @@ def split(documents):
         return [lambda: text[:cut]], [lambda: text[cut:]]
     held_out = {name for name in documents if 'val' in name.parts[:-1]}
     if not held_out or not any('train' in name.parts[:-1] for name in documents):
-        hashed = {name: hashlib.blake2b(os.fsencode(name.as_posix())).digest()[0] / 256 for name in documents}
+        hashed = {name: hashlib.blake2b(os.fsencode(name.as_posix())).digest()[0] for name in documents}
         low = {name for name in documents if hashed[name] < HELD_OUT}
         held_out = low if 0 < len(low) < len(documents) else {min(documents, key=hashed.get)}  # no side stays empty
     train = [document for name, document in documents.items() if name not in held_out]
@@ -299,8 +304,7 @@ def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
     place = os.path.expanduser(KNOWN.get(source, source))
     remote = place.startswith(('http://', 'https://'))
     origin = source if remote or source in KNOWN else os.path.realpath(place)
-    name = source if source in KNOWN else PurePath(place).name.split('.')[0] or 'corpus'
-    name += '' if encoding == 'bpe' else f'-{encoding}'
+    name = name_of(source, encoding)
     folder = ROOT / name
     there = set(os.listdir(folder)) if folder.is_dir() else set()
     if not remote and not os.path.exists(place):
@@ -313,7 +317,7 @@ def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
     files = {} if remote else find_files(Path(place))
     mark = fingerprint(files)
     if there and not overwrite:
-        corpus, again = Corpus(name), f'python data.py {shlex.quote(source)} --overwrite'
+        corpus, again = Corpus(name), command_again(source, encoding)
         if corpus.source != origin:
             sys.exit(f'{folder} was prepared from {corpus.source}, not from {origin}: rename one, or lose it: {again}')
         if corpus.meta.get('fingerprint') == mark:

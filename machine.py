@@ -1,4 +1,4 @@
-"""The computer that a run finds: device, number format, attention, compiler, processes. 'auto' is the fastest here.
+"""The computer that a run finds: device, number format, attention, compiler, processes; what 'auto' means on it.
 
 It needs model, two layers of which it times.
 """
@@ -89,7 +89,7 @@ def compile_model(model, x, y, c):
     c.compile = on_cuda if asked is None else asked
     if not c.compile:
         return
-    # a GPU is slower in being told than in doing: one process records what it tells the GPU, and replays it
+    # to launch a small kernel takes longer than to run it: one process records its launches and replays them
     records = on_cuda and processes()[1] == 1
     model.compile(dynamic=False, mode='reduce-overhead' if records else None)
     try:

@@ -29,14 +29,14 @@ def naive_attention(q, k, v, dropout=0.0):
 
 
 def chunked_attention(q, k, v, dropout=0.0):
-    """The formula for CHUNK queries at a time, on the keys up to the last of them: nearly half of the work is never
-    done. The product is added to the mask as it is made, in place of a pass over the scores of its own."""
+    """The formula for CHUNK queries at a time, and for the keys that they may see: four chunks do 5/8 of the work, many
+    do half. baddbmm adds the mask within the product, which saves a pass over the scores."""
     (B, T, H, D), S, outputs = q.shape, k.size(1), []
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # (B H, T or S, D)
     for start in range(0, T, CHUNK):
-        some, seen = q[:, start : start + CHUNK], S - T + min(T, start + CHUNK)  # queries, and how many keys they see
-        future = torch.full((some.size(1), seen), -math.inf, dtype=q.dtype, device=q.device).triu(1 + S - T + start)
-        weights = torch.softmax(torch.baddbmm(future, some, k[:, :seen].mT, alpha=1 / math.sqrt(D)), dim=-1)
+        queries, seen = q[:, start : start + CHUNK], S - T + min(T, start + CHUNK)  # seen: how many keys they see
+        future = torch.full((queries.size(1), seen), -math.inf, dtype=q.dtype, device=q.device).triu(1 + S - T + start)
+        weights = torch.softmax(torch.baddbmm(future, queries, k[:, :seen].mT, alpha=1 / math.sqrt(D)), dim=-1)
         outputs.append(F.dropout(weights, dropout) @ v[:, :seen])
     return torch.cat(outputs, dim=1).view(B, H, T, D).transpose(1, 2)
 
@@ -64,7 +64,7 @@ ATTENTION = {'naive': naive_attention, 'chunked': chunked_attention, 'sdpa': sdp
 
 @dataclass
 class Config:
-    """The shape of a model. train.py's knobs of the same names explain each, and hold the only defaults."""
+    """The shape of a model. train.py's knobs explain all but vocab_size, and hold the only defaults."""
 
     vocab_size: int
     block_size: int
@@ -127,23 +127,23 @@ class Attention(nn.Module):
         self.gate = nn.Linear(c.n_embd, c.n_head) if c.head_gate else None
         self.mix = nn.Parameter(torch.full((2,), 0.5)) if c.value_residual and not is_first else None
 
-    def forward(self, x, rotary=None, cache=None, first=None):
-        """x (B, T, C) to (B, T, C), and the first block's values (B, T, H, D), which the others are handed as first."""
+    def forward(self, x, rotary=None, cache=None, first_values=None):
+        """x (B, T, C) to (B, T, C), and the first block's values (B, T, H, D), which all later blocks receive."""
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, H, D)
         qk, v = qkv.split((2, 1), dim=2)  # the backward of a split is one copy; that of slices adds tensors of zeros
         q, k = (qk if rotary is None else rotate(qk, *rotary)).unbind(2)  # (B, T, H, D) each
         v = v.squeeze(2)
-        first = v if first is None else first
-        if self.mix is not None:  # those made from the bare tokens stay at hand (Zhou et al., 2024)
-            v = self.mix[0] * v + self.mix[1] * first
+        first_values = v if first_values is None else first_values
+        if self.mix is not None:  # the first block's come straight from the tokens (Zhou et al., 2024)
+            v = self.mix[0] * v + self.mix[1] * first_values
         if cache is not None:
             k, v = cache.extend(self, k, v)
         # the kernels do not know model.eval(): without this condition dropout stays on in validation
         y = self.attend(q, k, v, self.dropout if self.training else 0.0)
         if self.gate is not None:  # each token scales each head by 0 to 2, at first by 1 (Qiu et al., 2025)
             y = y * (2 * self.gate(x).sigmoid())[..., None]
-        return self.proj(y.reshape(B, T, C)), first
+        return self.proj(y.reshape(B, T, C)), first_values
 
 
 def swiglu(x):
@@ -177,10 +177,10 @@ class Block(nn.Module):
         self.mlp_norm, self.mlp = nn.LayerNorm(c.n_embd), FeedForward(c)
         self.drop = nn.Dropout(c.dropout)
 
-    def forward(self, x, rotary=None, cache=None, first=None):
-        y, first = self.attn(self.attn_norm(x), rotary, cache, first)
+    def forward(self, x, rotary=None, cache=None, first_values=None):
+        y, first_values = self.attn(self.attn_norm(x), rotary, cache, first_values)
         x = x + self.drop(y)
-        return x + self.drop(self.mlp(self.mlp_norm(x))), first
+        return x + self.drop(self.mlp(self.mlp_norm(x))), first_values
 
 
 # ---- the models ----------------------------------------------------------------------------------------------------
@@ -256,9 +256,9 @@ class Transformer(LanguageModel):
         if self.embedding_norm:  # blocks then add to channels of size 1, not 0.02
             x = F.rms_norm(x, (x.size(-1),))
         rotary = self.rotary[:, start:stop] if self.positions is None else None
-        x, values = self.drop(x), None
+        x, first_values = self.drop(x), None
         for block in self.blocks:
-            x, values = block(x, rotary, cache, values)
+            x, first_values = block(x, rotary, cache, first_values)
         if cache is not None:
             cache.length = stop
         logits = F.linear(self.norm(x), self.embedding.weight)  # (B, T, V padded to a multiple of 8)

@@ -35,11 +35,11 @@ POLYNOMIALS = {  # (a, b, c) of each step of orthogonalize
 
 def orthogonalize(m, steps=5, dtype=torch.bfloat16):
     """Each matrix of m (N, rows, columns) with all its singular values set to about 1. A GPU multiplies fastest in
-    bfloat16; most CPUs take thirty times as long in it as in float32.
+    bfloat16; a CPU without instructions for it took thirty times as long as in float32.
 
     A step is X <- a X + b (X X') X + c (X X')^2 X, which turns each singular value s into a s + b s^3 + c s^5. Five
-    alike are Muon's own. The three have, one after the other, the smallest largest error on what the one before leaves
-    of 0.005 to 1 (Polar Express: Amsel et al., 2025).
+    steps take Muon's own polynomial each time. Three take a polynomial each: the one with the smallest largest error
+    on the range of s that the step before leaves, at first 0.005 to 1 (Polar Express: Amsel et al., 2025).
     """
     x = m.to(dtype)
     tall = x.size(1) > x.size(2)
@@ -82,7 +82,7 @@ class Muon(torch.optim.Optimizer):
                 gradients = [p.grad for p in weights]
                 torch._foreach_lerp_(buffers, gradients, 1 - momentum)
                 ahead = torch._foreach_lerp(gradients, buffers, momentum)  # Nesterov's: where the momentum leads to
-                size = self.rms * math.sqrt(max(shape))  # singular values of 1: a square sum of min(...)
+                size = self.rms * math.sqrt(max(shape))  # with singular values of 1 the rms is 1 / sqrt(max(shape))
                 update = orthogonalize(torch.stack(ahead), self.steps, self.dtype) * (lr * size)
                 torch._foreach_mul_(weights, 1 - lr * group['weight_decay'])
                 torch._foreach_sub_(weights, update.unbind())
@@ -118,8 +118,8 @@ def learning_rate_at(step, peak, floor, warmup_iters, total, schedule):
 def update_average(average, model, decay, n):
     """Move the exponential moving average of the weights, a copy of the model that n updates have moved so far.
 
-    average <- d average + (1 - d) weights, with d = min(decay, (1 + n) / (10 + n)): the average of a short run then
-    looks back over a part of the run, not at its first weights; those themselves have no part in it.
+    average <- d average + (1 - d) weights, with d = min(decay, (1 + n) / (10 + n)): until d has grown to decay, the
+    average looks back over about the last ninth of the run. The first update copies the weights.
     """
     d = min(decay, (1 + n) / (10 + n)) if n else 0.0
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - d)

@@ -60,7 +60,7 @@ dropout = 0.0  # share of activations set to 0 in training
 embedding_norm = False  # scale each token's embedding to a mean square of 1
 head_gate = False  # let each token turn each attention head up or down
 value_residual = False  # mix the first block's attention values into those of all others
-attention: Literal['auto', 'flash', 'sdpa', 'chunked', 'naive'] = 'auto'  # see model.py; 'auto': the fastest here
+attention: Literal['auto', 'flash', 'sdpa', 'chunked', 'naive'] = 'auto'  # see model.py; 'auto': see machine.py
 # optimizer
 optimizer: Literal['sgd', 'adamw', 'muon'] = 'adamw'  # 'muon' leaves what is no matrix of a layer to AdamW
 muon_steps: Literal[3, 5] = 5  # of its orthogonalisation
@@ -82,7 +82,7 @@ compile: bool | None = None  # torch.compile the model; None: on CUDA only
 
 # ---- checks --------------------------------------------------------------------------------------------------------
 
-MAY_BE_0 = ('seed', 'warmup_iters', 'max_iters')  # every other whole number counts what a run cannot do without
+MAY_BE_0 = ('seed', 'warmup_iters', 'max_iters')  # every other whole number is at least 1
 BELOW_1 = ('dropout', 'ema_decay')
 FLASH_ONLY = ('activation', 'position', 'attention', 'embedding_norm', 'head_gate', 'value_residual')
 
@@ -151,8 +151,8 @@ class Run:
     def micro_batches(self):
         """This process's share of the step's inputs and targets, each in micro-batches."""
         rank, world = processes()
-        parts = self.c.gradient_accumulation_steps
-        return (tokens.chunk(world)[rank].chunk(parts) for tokens in self.batches.at(self.step))
+        micro_steps = self.c.gradient_accumulation_steps
+        return (tokens.chunk(world)[rank].chunk(micro_steps) for tokens in self.batches.at(self.step))
 
     def train_step(self):
         """One update of the weights. Returns the batch's mean loss (of this process's share) and its gradient's norm,
@@ -162,7 +162,7 @@ class Run:
         if c.dropout:  # a pure function of (seed, step, rank): no generator's state has to be saved to repeat it
             torch.manual_seed(int(np.random.SeedSequence((c.seed, self.step, rank)).generate_state(1)[0]))
         x, y = self.micro_batches()
-        if c.compile:  # what a recording left of the step before may be written over
+        if c.compile:  # a recorded step may write over what the step before returned
             torch.compiler.cudagraph_mark_step_begin()
         batch_loss = 0.0
         for i in range(c.gradient_accumulation_steps):
@@ -232,7 +232,7 @@ def train(run, signals):
         start = time.perf_counter()
         losses.append(run.train_step())
         logs = run.step % c.log_interval == 0
-        numbers = read_losses(run, losses[-c.log_interval :]) if logs else None  # here alone a GPU is waited for
+        numbers = read_losses(run, losses[-c.log_interval :]) if logs else None  # the only wait for a GPU that is timed
         seconds.append(time.perf_counter() - start)
         bar.update()
         if logs:
@@ -303,10 +303,10 @@ def set_up(c):
     rank, world = processes()
     saved = checkpoint.load(c.out_dir) if c.init_from == 'resume' else None
     why_dtype, attention = choose_machine(c, saved)
-    corpus = open_corpus(c.dataset) if rank == 0 else None  # which may prepare it, while the others wait
+    corpus = open_corpus(c.dataset, saved is not None) if rank == 0 else None  # it may prepare it; the others wait
     if world > 1:
         dist.barrier()
-    run = Run(c, corpus or open_corpus(c.dataset))
+    run = Run(c, corpus or open_corpus(c.dataset, as_it_is=True))
     say(headline(c, run.corpus.encoding.n_vocab))
     say(f'device: {c.device}, {c.dtype}{why_dtype}' + ', compiled' * c.compile + f', {world} processes' * (world > 1))
     say(f'attention: {attention}')
@@ -348,6 +348,8 @@ def main():
         print(headline(c, vocab_size_of(c.dataset)))
         return
     c.out_dir = os.path.expanduser(c.out_dir or 'out/' + ('_'.join(Path(file).stem for file in files) or 'default'))
+    if c.init_from == 'resume' and c.overwrite:
+        sys.exit('--init_from=resume goes on with a run, --overwrite loses it: leave one of them out.')
     if c.init_from == 'auto':
         c.init_from = 'resume' if os.path.exists(f'{c.out_dir}/ckpt.pt') and not c.overwrite else 'scratch'
     (rank, world), fresh = processes(), c.init_from == 'scratch' and not c.overwrite

@@ -225,7 +225,10 @@ def test_prepare_twice(monkeypatch):
         m.setattr(data, 'write_corpus', None)  # nothing is written
         assert data.prepare('text.txt') == 'text'
         with exits(
-            'data/text', str(Path('text.txt').resolve()), str(Path('elsewhere/text.txt').resolve()), '--overwrite'
+            'data/text',
+            str(Path('text.txt').resolve()),
+            str(Path('elsewhere/text.txt').resolve()),
+            'python data.py elsewhere/text.txt --overwrite',
         ):
             data.prepare('elsewhere/text.txt')
     assert bytes_of('text').decode() == prose()
@@ -271,8 +274,19 @@ def test_a_changed_source_is_prepared_again(capfd, monkeypatch):
     assert ''.join(texts_of('packed')) == 'new text'
     monkeypatch.setattr(data, 'write_corpus', None)
     data.open_corpus('texts')  # by its name it is opened as it is, whatever became of its source
+    write('texts/part0/0.txt', 'newer text')
+    data.open_corpus('texts/', as_it_is=True)
     shutil.rmtree('texts')
     assert len(data.open_corpus('data/texts').val) and len(data.open_corpus('data/texts/').val)
+
+
+def test_a_folder_is_no_corpus_because_of_a_file_called_meta_json(place, monkeypatch):
+    for name in ('one', 'two'):
+        write(f'{name}/meta.json', '{}')
+        write(f'{name}/text.txt', prose())
+    assert len(data.open_corpus(str(place / 'one')).train) and len(data.open_corpus(str(place / 'data/one')).train)
+    monkeypatch.chdir(Path('data'))
+    assert len(data.open_corpus('../two').train)
 
 
 def test_links_to_folders_are_followed_once(capfd):
@@ -735,7 +749,7 @@ def test_the_remedy_names_what_was_asked_for(monkeypatch):
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 
-def test_ids_of_a_large_vocabulary_survive(monkeypatch):
+def test_ids_of_a_large_vocabulary_survive(monkeypatch, capfd):
     pairs = [bytes(pair) for pair in itertools.product(range(256), repeat=2)]
     tokens = [bytes([i]) for i in range(256)] + pairs
     monkeypatch.setattr(tiktoken, 'get_encoding', lambda name: data.encoding_of(tokens, name))
@@ -749,6 +763,9 @@ def test_ids_of_a_large_vocabulary_survive(monkeypatch):
     assert torch.cat(rows).flatten().tolist()[: len(ids) - 1] == ids[:-1].tolist()
     x, y = data.Batches(corpus.train, 1, len(ids) - 1, 0, 'cpu').at(0)
     assert x.tolist() == [ids[:-1].tolist()] and y.tolist() == [ids[1:].tolist()]
+    assert data.vocab_size_of('text-large') == data.vocab_size_of('data/text-large') == len(tokens) + 1
+    data.prepare('text.txt', encoding='large')
+    assert 'to do it again: python data.py text.txt --encoding=large --overwrite' in capfd.readouterr().err
     os.remove('data/text-large/val.bin')
     with exits('text.txt --encoding=large --overwrite'):
         data.Corpus('text-large')

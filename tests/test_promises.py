@@ -326,7 +326,9 @@ def test_a_file_that_is_no_checkpoint_is_refused(run):
     run('--out_dir=out/foreign')
     pickled = io.BytesIO()
     torch.save([1], pickled, _use_new_zipfile_serialization=False)
-    for data in (b'junk', b'', pickle.dumps({'step': 1}, protocol=2), pickled.getvalue()):
+    nanogpts = io.BytesIO()
+    torch.save({'model': {}, 'optimizer': {}, 'model_args': {}, 'iter_num': 1}, nanogpts)
+    for data in (b'junk', b'', pickle.dumps({'step': 1}, protocol=2), pickled.getvalue(), nanogpts.getvalue()):
         Path('out/foreign/ckpt.pt').write_bytes(data)
         with pytest.raises(SystemExit, match='is damaged or no checkpoint of this program'):
             load('out/foreign')
@@ -370,14 +372,23 @@ def test_a_finished_run_is_not_overwritten(run, monkeypatch):
     steps = [json.loads(line)['step'] for line in open('out/kept/metrics.jsonl')]
     assert steps == [5, 10, 10]  # the old run's are gone
     before = Path('out/kept/ckpt.pt').read_bytes()
+    metrics = Path('out/kept/metrics.jsonl').read_bytes()
+    Path('out/kept/mine.old').touch()
+
+    def end_early(run, signals):
+        Path('out/kept/metrics.jsonl').write_text('{"step": 1}\n')
+        sys.exit('before the first save')
+
     with monkeypatch.context() as patch:
-        patch.setattr(train, 'train', lambda run, signals: sys.exit('before the first save'))
-        with pytest.raises(SystemExit, match='before the first save'):
-            run('--out_dir=out/kept', '--overwrite')
+        patch.setattr(train, 'train', end_early)
+        for _ in range(2):
+            with pytest.raises(SystemExit, match='before the first save'):
+                run('--out_dir=out/kept', '--overwrite')
     assert not Path('out/kept/ckpt.pt').exists()  # nobody resumes the old run by mistake
-    assert Path('out/kept/ckpt.pt.old').read_bytes() == before and Path('out/kept/metrics.jsonl.old').exists()
+    assert Path('out/kept/ckpt.pt.old').read_bytes() == before
+    assert Path('out/kept/metrics.jsonl.old').read_bytes() == metrics
     run('--out_dir=out/kept', '--overwrite')
-    assert sorted(path.name for path in Path('out/kept').iterdir()) == ['ckpt.pt', 'lock', 'metrics.jsonl']
+    assert sorted(path.name for path in Path('out/kept').iterdir()) == ['ckpt.pt', 'lock', 'metrics.jsonl', 'mine.old']
 
 
 def test_auto_resumes_where_there_is_a_run(run):
@@ -387,13 +398,21 @@ def test_auto_resumes_where_there_is_a_run(run):
     assert 'resumed' not in run(*knobs, '--overwrite')
     run('--out_dir=out/requeued_not')
     assert_same(load('out/requeued'), load('out/requeued_not'))
+    with pytest.raises(SystemExit, match='leave one of them out'):
+        run('--out_dir=out/requeued', '--init_from=resume', '--overwrite')
 
 
-def test_a_damaged_line_of_the_metrics_is_cut_off(run):
+def test_a_damaged_line_of_the_metrics_is_cut_off(run, monkeypatch):
     run('--out_dir=out/cut_off', stop_at=5)
     path = Path('out/cut_off/metrics.jsonl')
     [whole] = path.read_bytes().splitlines()
     path.write_bytes(b'{"step": 1}\n\0\0\xff}\n[3]\n{"epoch": 1}\n7\n' + whole + b'\n{"step": 5, "lo')
+    damaged = path.read_bytes()
+    with monkeypatch.context() as patch:  # killed while it cuts
+        patch.setattr(train.checkpoint.os, 'replace', lambda old, new: sys.exit('killed'))
+        with pytest.raises(SystemExit, match='killed'):
+            run('--out_dir=out/cut_off', '--init_from=resume')
+    assert path.read_bytes() == damaged
     run('--out_dir=out/cut_off', '--init_from=resume')
     assert [json.loads(line)['step'] for line in open(path)] == [1, 5, 10, 10]
 
@@ -472,6 +491,14 @@ def test_the_command_to_go_on_is_the_one_that_was_given_but_for_how_it_began(run
     command = out.splitlines()[-1]
     assert command.startswith('stopped at step 5 and saved; go on with: python train.py --n_layer=2 ')
     assert command.endswith(" --dataset=tiny '--out_dir=out/go on' --init_from=resume")
+
+
+def test_resuming_goes_on_with_the_corpus_of_before_although_its_source_has_changed(run):
+    Path('mine.txt').write_text('my own notes, a few lines of them\n' * 500)
+    run('--dataset=mine.txt', '--out_dir=out/mine', stop_at=5)
+    Path('mine.txt').write_text('other words, in a file of the same name\n' * 500)
+    run('--dataset=mine.txt', '--out_dir=out/mine', '--init_from=resume')
+    assert load('out/mine')['step'] == 10
 
 
 def test_resuming_nothing_is_refused(run):
