@@ -118,6 +118,7 @@ def compared_runs(name, c, arguments):
 def print_profile(c):
     """torch's own table of the operations that three steps spend their time on; everything else is in trace.json."""
     run = build_run(c)
+    Path('trace.json').touch()  # before the work: torch itself does not say when it cannot write
     with torch.profiler.profile() as profiler:
         for _ in range(3):
             milliseconds(run.train_step, run.device)

@@ -64,7 +64,7 @@ def save(out_dir, state):
 
 def load(out_dir):
     """The state that save wrote, on the CPU. Exits if there is none or a checksum differs; executes nothing in it."""
-    path = Path(out_dir).expanduser() / 'ckpt.pt'
+    path = Path(os.path.expanduser(out_dir), 'ckpt.pt')
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # compares the checksum of each record
@@ -75,7 +75,7 @@ def load(out_dir):
             raise ValueError('it holds no vocabulary')
         return state
     except OSError as error:
-        runs = ', '.join(sorted(str(file.parent) for file in path.parent.parent.glob('*/ckpt.pt*'))) or 'none'
+        runs = ', '.join(sorted(str(file.parent) for file in path.parent.parent.glob('*/ckpt.pt'))) or 'none'
         sys.exit(f'{path} cannot be read: {error.strerror}. Runs that are there: {runs}.')
     except Exception as error:  # whatever zipfile, pickle and torch say of any bytes
         reason = (str(error) or repr(error)).splitlines()[0]
@@ -150,7 +150,8 @@ def signals_caught():
             signal.signal(each, signal.SIG_DFL)
 
     signums = {signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM)}  # Windows has no SIGHUP
-    handlers = {each: signal.signal(each, remember) for each in signums}
+    # one that is ignored stays so: nohup's SIGHUP
+    handlers = {each: signal.signal(each, remember) for each in signums if signal.getsignal(each) != signal.SIG_IGN}
     try:
         yield signals
     finally:

@@ -91,7 +91,7 @@ def read_config(path, knobs):
 def find_config(path, program):
     """The path of a config file: as it is, or beside the program, or the name of one in its config/."""
     home = Path(program).parent
-    places = (Path(path).expanduser(), home / path, home / 'config' / f'{path}.py')
+    places = (Path(os.path.expanduser(path)), home / path, home / 'config' / f'{path}.py')
     named = path if path.endswith('.py') else str(places[-1])  # the error then lists its neighbours
     return next((str(place) for place in places if place.is_file()), named)
 
@@ -135,6 +135,9 @@ def configure(programs, arguments):
 def run_program(main):
     """Run a program's main. Ctrl-C, a reader of its output that leaves, a file's error or full memory end it without a
     traceback. A character that the output's encoding lacks is replaced."""
+    for name in ('stdout', 'stderr'):
+        if getattr(sys, name) is None:  # closed
+            setattr(sys, name, open(os.devnull, 'w', encoding='utf-8'))
     sys.stdout.reconfigure(errors='replace')
     try:
         main()
@@ -147,7 +150,7 @@ def run_program(main):
     except OSError as error:
         sys.exit(str(error) or repr(error))
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is one; on a CPU torch has none of its own
-        if isinstance(error, RuntimeError) and not re.search('out of memory|allocate', str(error)):
+        if isinstance(error, RuntimeError) and not re.search('out of memory|allocate|overflow', str(error)):
             raise
         sys.exit('out of memory: in training a lower --batch_size takes less, and so do more '
                  '--gradient_accumulation_steps, for the same update.')  # fmt: skip

@@ -143,7 +143,8 @@ class Corpus:
             ranks = self.folder / 'bpe.tiktoken'
             self.vocabulary = ranks.read_text(encoding='utf-8') if encoding == 'bpe' else encoding
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            remedy = command_again(self.meta.get('source', 'SOURCE'), self.meta.get('encoding', 'bpe'))
+            asked = {'source': 'SOURCE', 'encoding': 'bpe', 'errors': 'strict'} | self.meta
+            remedy = command_again(asked['source'], asked['encoding'], asked['errors'])
             sys.exit(f'{self.folder} is damaged: {error}. Prepare it again: {remedy}')
         self.encoding = read_encoding(self.vocabulary)
 
@@ -153,10 +154,10 @@ def checksum(path):
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def command_again(source, encoding):
+def command_again(source, encoding, errors):
     """The command that prepares a corpus anew."""
-    option = '' if encoding == 'bpe' else f' --encoding={encoding}'
-    return f'python data.py {shlex.quote(source)}{option} --overwrite'
+    options = f' --encoding={encoding}' * (encoding != 'bpe') + f' --errors={errors}' * (errors != 'strict')
+    return f'python data.py {shlex.quote(source)}{options} --overwrite'
 
 
 def name_of(source, encoding='bpe'):
@@ -220,12 +221,12 @@ def validation_batches(tokens, batch_size, block_size):
 
 
 def walk(root):
-    """Yields the files below a folder. Links to folders are followed, but no folder is read twice."""
-    seen = set()
+    """Yields the files below a folder, except those of data/. Links to folders are followed; none is read twice."""
+    seen = {os.path.realpath(ROOT)}
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=lambda error: sys.exit(str(error))):
         real = os.path.realpath(folder)
         if real in seen:
-            print(f'{folder} leads to {real}, which was read already: left out', file=sys.stderr)
+            print(f'{folder} leads to {real}, which holds corpora or was read already: left out', file=sys.stderr)
             subfolders.clear()
         else:
             yield from (Path(folder, name) for name in names)
@@ -307,6 +308,8 @@ def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
     name = name_of(source, encoding)
     folder = ROOT / name
     there = set(os.listdir(folder)) if folder.is_dir() else set()
+    if name in KNOWN and source not in KNOWN and not remote:
+        sys.exit(f'{source} would become {folder}, which is the place of the known corpus {name}: rename it.')
     if not remote and not os.path.exists(place):
         prepared = ', '.join(sorted(p.parent.name for p in ROOT.glob('*/meta.json'))) or 'none'
         sys.exit(f'{source} is no path and no corpus; prepared: {prepared}; known: {", ".join(KNOWN)}.')
@@ -317,7 +320,7 @@ def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
     files = {} if remote else find_files(Path(place))
     mark = fingerprint(files)
     if there and not overwrite:
-        corpus, again = Corpus(name), command_again(source, encoding)
+        corpus, again = Corpus(name), command_again(source, encoding, errors)
         if corpus.source != origin:
             sys.exit(f'{folder} was prepared from {corpus.source}, not from {origin}: rename one, or lose it: {again}')
         if corpus.meta.get('fingerprint') == mark:
@@ -327,14 +330,15 @@ def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
     print(f'preparing {folder} from {place}', file=sys.stderr)
     try:
         ROOT.mkdir(exist_ok=True)
-        for old in ROOT.glob(f'.{name}-*'):
-            if time.time() - old.stat().st_mtime > 3600:  # of a preparation that was killed
+        for old in ROOT.glob(f'.preparing-{name}-*'):
+            if time.time() - old.stat().st_mtime > 24 * 3600:  # of a preparation that was killed
                 shutil.rmtree(old)
-        with tempfile.TemporaryDirectory(prefix=f'.{name}-', dir=ROOT) as scratch:
+        with tempfile.TemporaryDirectory(prefix=f'.preparing-{name}-', dir=ROOT) as scratch:
             got = fetch(place, remote, Path(scratch))
             files = files if got == Path(place) else find_files(got)
             documents = {name: partial(read, name, file, errors) for name, file in files.items()}
-            write_corpus(folder, Path(scratch), documents, encoding, {'source': origin, 'fingerprint': mark})
+            meta = {'source': origin, 'errors': errors, 'fingerprint': mark}
+            write_corpus(folder, Path(scratch), documents, encoding, meta)
     except Exception as error:  # whatever the source, its archive or the disk answers
         sys.exit(f'{origin} could not be prepared: {" ".join((str(error) or repr(error)).split())}')
     return name
@@ -359,7 +363,7 @@ def write_corpus(folder, scratch, documents, encoding, meta):
     meta |= {'encoding': encoding, 'sha256': {file.name: checksum(file) for file in sorted(new.iterdir())}}
     (new / 'meta.json').write_text(json.dumps(meta, indent=2) + '\n', encoding='utf-8')
     if folder.exists():
-        shutil.rmtree(folder)
+        folder.replace(scratch / 'before')
     new.replace(folder)
 
 

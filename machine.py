@@ -46,7 +46,8 @@ def choose_machine(c, saved=None):
     if c.device == 'cuda':
         c.device = f'cuda:{os.environ.get("LOCAL_RANK", 0)}'
     try:
-        device = torch.empty(1, device=c.device).device
+        device = torch.device(c.device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:  # torch's own refusals
         sys.exit(f'device is {c.device!r}, which is not there; try --device=cpu. {str(error).splitlines()[0]}')
     if device.type == 'cuda':

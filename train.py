@@ -345,7 +345,7 @@ def main():
     c, files = configure([__file__], sys.argv[1:])
     check_knobs(c)
     if c.max_iters == 0:
-        print(headline(c, vocab_size_of(c.dataset)))
+        say(headline(c, vocab_size_of(c.dataset)))
         return
     c.out_dir = os.path.expanduser(c.out_dir or 'out/' + ('_'.join(Path(file).stem for file in files) or 'default'))
     if c.init_from == 'resume' and c.overwrite:

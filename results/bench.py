@@ -15,9 +15,11 @@ import bench
 from configurator import configure, run_program
 from machine import choose_machine
 from results.record import ROOT, provenance, read, results_file, write
-from results.rows import rows_and_overlays
+from results.rows import NUMBERS, rows_and_overlays
 
 publish = False  # keep the results in results/, to be committed, not in out/
+
+SETTING = ('device', 'torch', 'dtype', 'batch_size', 'block_size')  # rows of the same one stay in the file
 
 
 def main():
@@ -36,7 +38,11 @@ def main():
             bench.print_row(rows[-1], first=len(rows) == 1)
     if child.returncode:
         sys.exit(child.returncode)
-    besides = {key: value for key, value in read(path).items() if key == 'besides'}  # what was measured by hand
+    before, measured = read(path), {row['config'] for row in rows}
+    rows += [row for row in before.get('rows', ())
+             if row['config'] not in measured and all(row.get(key) == rows[0][key] for key in SETTING)]  # fmt: skip
+    rows.sort(key=lambda row: list(NUMBERS).index(row['config']) if row['config'] in NUMBERS else len(NUMBERS))
+    besides = {key: value for key, value in before.items() if key == 'besides'}  # what was measured by hand
     write(path, {'command': shlex.join(['python', *command]), **besides, 'rows': rows})
 
 

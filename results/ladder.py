@@ -110,7 +110,7 @@ def main():
     given = {flag.removeprefix('--').partition('=')[0]: flag for flag in sys.argv[1:] if flag.startswith('-')}
     c, _ = configure(PROGRAMS, [*overlays, *given.values()])  # without what the rows change
     train.check_knobs(c)
-    if not all(seed.isdigit() for seed in c.seeds.split(',')):
+    if not all(seed.isdecimal() for seed in c.seeds.split(',')):
         sys.exit(f'seeds is {c.seeds!r}, expected whole numbers with commas between them: --seeds=1,2,3')
     own = [flag for name, flag in given.items() if name in ('seed', 'out_dir', 'init_from', 'overwrite')]
     if own or c.max_iters == 0:

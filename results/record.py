@@ -56,8 +56,11 @@ def results_file(name, publish):
 
 
 def read(path):
-    """The results of a file; none of a file that is not there."""
-    return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+    """The results of a file; none of a file that is not there. Exits if it is damaged."""
+    try:
+        return dict(json.loads(path.read_text(encoding='utf-8'))) if path.exists() else {}
+    except (ValueError, TypeError) as error:
+        sys.exit(f'{path} is damaged: {error}. Move it away.')
 
 
 def write(path, results):

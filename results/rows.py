@@ -61,7 +61,7 @@ def parent_of(row):
 def rows_and_overlays(files):
     """The config files that are rows, all of the ladder's if none is named; and those that follow each row."""
     rows = [file for file in files if Path(file).stem not in OVERLAYS]
-    return rows or [config_of(row) for row in NUMBERS], [file for file in files if file not in rows]
+    return rows or [config_of(row) for row in NUMBERS], [os.path.relpath(file) for file in files if file not in rows]
 
 
 def place(c):
@@ -99,5 +99,7 @@ def train_row(config, flags, seed, folder):
             return 1
         words.append('--init_from=resume')
     folder.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(knobs), encoding='utf-8')
+    new = kept.with_suffix('.new')
+    new.write_text(json.dumps(knobs), encoding='utf-8')
+    os.replace(new, kept)
     return run_program('train.py', *words)

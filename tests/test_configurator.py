@@ -323,6 +323,8 @@ def test_a_config_is_found_from_anywhere(tmp_path):
     assert configure([HOME / 'train.py'], ['swiglu'])[0].activation == 'swiglu'
     with exits('no such config file', 'did you mean', 'config/swiglu.py?'):
         configure([HOME / 'train.py'], ['swigluu'])
+    with exits('~nobody_of_that_name/swiglu.py: no such config file'):
+        configure([HOME / 'train.py'], ['~nobody_of_that_name/swiglu.py'])
 
 
 def test_a_character_that_the_output_lacks_is_replaced(monkeypatch):
@@ -352,6 +354,14 @@ def test_a_reader_that_leaves_and_ctrl_c_end_a_program_quietly(lines, status):
         child.stdout.close()
         assert child.stderr.read() == b''
     assert child.returncode == status
+
+
+def test_a_program_runs_without_output(monkeypatch):
+    """As after >&- 2>&-: Python has no sys.stdout then."""
+    monkeypatch.setattr(sys, 'stdout', None)
+    monkeypatch.setattr(sys, 'stderr', None)
+    run_program(lambda: print(file=sys.stderr))
+    assert sys.stdout.name == sys.stderr.name == os.devnull
 
 
 def test_every_program_ends_so():

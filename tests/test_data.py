@@ -289,6 +289,16 @@ def test_a_folder_is_no_corpus_because_of_a_file_called_meta_json(place, monkeyp
     assert len(data.open_corpus('../two').train)
 
 
+def test_a_source_around_data_gives_its_own_texts_alone(monkeypatch, capfd):
+    write('a.txt', prose(1)), write('b.txt', prose(2))
+    for _ in range(2):
+        data.prepare('.', overwrite=True)
+        assert sorted(texts_of('corpus')) == sorted([prose(1), prose(2)])
+    assert './data leads to' in capfd.readouterr().err
+    with exits('no text'):
+        data.prepare('data')
+
+
 def test_links_to_folders_are_followed_once(capfd):
     for i in range(3):
         write(f'elsewhere/{i}.txt', f'train{i}')
@@ -311,12 +321,12 @@ def test_a_tilde_is_the_home_folder(place, monkeypatch):
 
 
 def test_what_a_killed_preparation_left_is_cleared():
-    old, young = write('data/.text-old/corpus/train.bin', 'x'), write('data/.text-young/train.bin', 'x')
-    other = write('data/.other-old/train.bin', 'x')
-    for folder in ('data/.text-old', 'data/.other-old'):
-        os.utime(folder, (1, 1))
+    names = ('.preparing-text-old', '.preparing-other-old', '.text-mine', '.preparing-text-young')
+    old, *others = [write(f'data/{name}/train.bin', 'x') for name in names]
+    for file in (old, *others[:2]):
+        os.utime(file.parent, (1, 1))
     data.prepare(write('text.txt', prose()))
-    assert not old.exists() and young.exists() and other.exists()  # a young one may be alive
+    assert not old.exists() and all(file.exists() for file in others)  # a young one may be alive
 
 
 def run_and(*lines):
@@ -341,6 +351,25 @@ def test_a_killed_preparation_leaves_no_corpus(monkeypatch):
         data.open_corpus('text')
     assert data.prepare('text.txt') == 'text'
     assert bytes_of('text') == b'half ' * 100_000
+
+
+def test_a_corpus_that_is_replaced_is_moved_first(monkeypatch):
+    """Killed in between, there is no corpus, and it can be prepared."""
+    data.prepare(write('text.txt', prose(1)))
+    write('text.txt', prose(2))
+    replace = Path.replace
+
+    def dying(path, target):
+        if path.name == 'corpus':
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, 'replace', dying)
+        data.prepare('text.txt')
+    assert not Path('data/text').exists()
+    data.prepare('text.txt')
+    assert bytes_of('text').decode() == prose(2)
 
 
 def test_a_full_disk_is_one_line():
@@ -744,6 +773,17 @@ def test_the_remedy_names_what_was_asked_for(monkeypatch):
     os.remove('data/famous/train.bin')
     with exits('python data.py famous --overwrite'):
         data.open_corpus('famous')
+    data.prepare(write('odd.txt', b'\xff' * 900), errors='replace')
+    os.remove('data/odd/train.bin')
+    with exits('odd.txt --errors=replace --overwrite'):
+        data.open_corpus('odd')
+
+
+def test_a_file_does_not_take_the_place_of_a_known_corpus():
+    for _ in range(2):
+        with exits('shakespeare.txt would become data/shakespeare', 'rename it'):
+            data.open_corpus(str(write('shakespeare.txt', prose())))
+    assert nothing_is_left()
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------

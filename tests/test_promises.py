@@ -43,6 +43,7 @@ def child(folder, arguments, log, prepare, environ):
         os.dup2(file.fileno(), 2)
     os.chdir(folder)
     os.environ |= environ
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may have been started by nohup
     train.write_text = lambda *args, **options: ''  # the closing sample takes longer than the run
     sys.argv = ['train.py', *SMALL, '--dataset=tiny', *arguments]
     if prepare:
@@ -219,6 +220,18 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(start, run, sign
     if not Path('out/unsignalled').exists():
         run(*knobs, '--out_dir=out/unsignalled')
     assert_same(load(out_dir), load('out/unsignalled'))
+
+
+def ignore_hangup():
+    """As nohup does."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored(start):
+    process = start('--out_dir=out/nohup', '--max_iters=100', prepare=(ignore_hangup,))
+    wait_for(lambda: Path('out/nohup/metrics.jsonl').exists() and Path('out/nohup/metrics.jsonl').read_text())
+    os.kill(process.pid, signal.SIGHUP)
+    assert 'finishing this step' not in finish(process) and load('out/nohup')['step'] == 100
 
 
 def test_a_second_signal_quits_at_once(start):
@@ -624,7 +637,8 @@ def test_a_resumed_run_on_the_gpu_equals_the_uninterrupted_one(run):
 @pytest.mark.parametrize('error', [
     torch.OutOfMemoryError('CUDA out of memory'), MemoryError(), RuntimeError('MPS backend out of memory (MPS ...)'),
     RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried ..."),
-], ids=['cuda', 'python', 'mps', 'cpu'])  # fmt: skip
+    RuntimeError('Storage size calculation overflowed with sizes=[...]'),
+], ids=['cuda', 'python', 'mps', 'cpu', 'size'])  # fmt: skip
 @pytest.mark.parametrize('where', ['train_step', '__init__', 'evaluate'])
 def test_out_of_memory_names_the_knobs(run, monkeypatch, error, where):
     def no_memory(*args, **options):

@@ -277,13 +277,20 @@ def test_a_suspect_of_the_positions_is_tried_once(here, workplace, tmp_path, mon
 
 
 @pytest.mark.parametrize('flag, words', [
-    ('--seeds=1,x', "seeds is '1,x'"), ('--dtype=foo', "dtype is 'foo', expected"),
+    ('--seeds=1,x', "seeds is '1,x'"), ('--seeds=²', "seeds is '²'"), ('--dtype=foo', "dtype is 'foo', expected"),
     ('--max_iters=0', 'max_iters=0 is not for the ladder'), ('--seed=3', '--seed=3 is not for the ladder'),
 ])  # fmt: skip
 @pytest.mark.parametrize('mode', ['--puzzle', '--report', '--report=False'])
 def test_bad_knobs_are_refused(climb, mode, flag, words):
     status, _, _ = climb(mode, flag)
     assert words in status
+
+
+@pytest.mark.parametrize('text', ['', '{"rows": [', '[1]'])
+def test_damaged_results_are_refused(tmp_path, text):
+    (tmp_path / 'ladder.json').write_text(text)
+    with pytest.raises(SystemExit, match='ladder.json is damaged: .*Move it away'):
+        record.read(tmp_path / 'ladder.json')
 
 
 def run_of(row, seed, losses, ema=None, **others):
@@ -485,14 +492,18 @@ def test_the_step_is_timed_beside_nanogpts(tmp_path, monkeypatch, capsys):
 def test_bench_rows_are_recorded(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(record, 'RESULTS', tmp_path)
-    record.write(tmp_path / 'bench_cpu.json', {'besides': {'by hand': 1}, 'rows': []})
-    files = [rows.config_of(row) for row in ('swiglu', 'cpu', 'ema')]
+    setting = {'device': f'cpu, {torch.get_num_threads()} threads', 'torch': torch.__version__, 'dtype': 'float32'}
+    others = [{'config': row, 'batch_size': n, 'block_size': 16, **setting} for row, n in (('ema', 4), ('deep', 8))]
+    record.write(tmp_path / 'bench_cpu.json', {'besides': {'by hand': 1}, 'rows': others})
+    files = [rows.config_of(row) for row in ('swiglu', 'cpu', 'warmup')]
     monkeypatch.setattr(sys, 'argv', ['bench.py', '--publish', *files, *SMALL, '--seconds=0.01'])
     bench.main()
     results = record.read(tmp_path / 'bench_cpu.json')
-    assert [row['config'] for row in results['rows']] == ['swiglu', 'ema'] and results['besides'] == {'by hand': 1}
-    assert results['command'].startswith('python bench.py') and all(row['date'] for row in results['rows'])
+    assert [row['config'] for row in results['rows']] == ['ema', 'swiglu', 'warmup']  # 'deep' had another batch
+    assert results['besides'] == {'by hand': 1} and 'date' in results['rows'][1]
+    del results['rows'][0]
     assert report.bench_table(results).count('\n') == 3 and 'swiglu' in capfd.readouterr().out
+    record.write(tmp_path / 'bench_cpu.json', results)
     monkeypatch.setattr(bench, 'ROOT', tmp_path)
     Path('bench.py').write_text('import sys; sys.exit(3)')
     with pytest.raises(SystemExit) as ended:

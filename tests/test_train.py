@@ -381,11 +381,13 @@ def test_sampling(run, monkeypatch, capsys):
     'knobs, words',
     [
         (['--out_dir=out/nothing'], 'out/nothing/ckpt.pt cannot be read: No such file'),
+        (['--out_dir=~nobody_of_that_name'], '~nobody_of_that_name/ckpt.pt cannot be read: No such file'),
         (['--top_k=0'], 'top_k is 0, expected 1 <= top_k < '),
         (['--temperature=-1'], 'temperature is -1.0, expected 0 <= temperature < '),
         (['def '], 'config/def .py: no such config file'),
         (['--tempreature=1'], 'did you mean temperature?'),
         (['--device=gpu'], "device is 'gpu'"),
+        (['--device=meta'], "device is 'meta'"),
         (['--dtype=foo'], "dtype is 'foo', expected 'auto' or 'float32'"),
     ],
 )
@@ -595,7 +597,7 @@ def test_bench_refuses(workplace, monkeypatch):
 def test_what_is_set_on_a_gpu(monkeypatch):
     """Before torch 2.12 cuDNN rounds dropout to sixteenths: rows 4 and 6 do without it."""
     switched = []
-    monkeypatch.setattr(torch, 'empty', lambda *size, device: SimpleNamespace(device=torch.device(device)))
+    monkeypatch.setattr(torch, 'zeros', lambda *size, device: torch.ones(()))  # on the GPU
     monkeypatch.setattr(torch, 'set_float32_matmul_precision', lambda precision: None)
     monkeypatch.setattr(torch.cuda, 'set_device', lambda device: None)
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0))
