@@ -208,8 +208,7 @@ class Run:
 
 def train(run, signals):
     """Train until run.total steps are done or there is a signal; returns the signal's number, or 0."""
-    c, per_epoch, is_first = run.c, run.batches.per_epoch, processes()[0] == 0
-    out_dir = Path(c.out_dir)
+    c, out_dir, per_epoch, is_first = run.c, Path(run.c.out_dir), run.batches.per_epoch, processes()[0] == 0
     metrics = checkpoint.open_metrics(out_dir, run.step) if is_first else open(os.devnull, 'w', encoding='utf-8')
     bar = tqdm(total=run.total, initial=run.step, unit='batch', disable=None if is_first else True)
     losses, seconds = [], []  # of each step since the last evaluation: (loss, gradient norm), and its time
@@ -357,13 +356,14 @@ def main():
         run = set_up(c)
         with checkpoint.signals_caught() as signals:
             signum = train(run, signals)
-        if signum:
-            say(f'stopped at step {run.step} and saved; go on with: {resume_command()}')
-            sys.exit(128 + signum)
-        if rank == 0:
+        if rank == 0 and not signum:
             show(run)
-    if world > 1:
-        dist.destroy_process_group()
+        if world > 1:  # one that left at once could die while gloo still frees what it was handed
+            dist.barrier()
+            dist.destroy_process_group()
+    if signum:
+        say(f'stopped at step {run.step} and saved; go on with: {resume_command()}')
+        sys.exit(128 + signum)
 
 
 if __name__ == '__main__':
