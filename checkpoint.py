@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import zipfile
@@ -58,8 +59,9 @@ def save(out_dir, state):
         for name in RUN:
             (out_dir / f'{name}.old').unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch answers a full disk with a RuntimeError about its OSError
+        reason, free = error.__context__ or error, shutil.disk_usage(out_dir).free / 1e6
         new.unlink(missing_ok=True)
-        sys.exit(f'{path} could not be saved: {error.__context__ or error}. One from before, if any, is whole.')
+        sys.exit(f'{path} could not be saved: {reason} ({free:,.1f} MB are free). One from before, if any, is whole.')
 
 
 def load(out_dir):

@@ -59,7 +59,10 @@ def choose_machine(c, saved=None):
         keep_freed_memory()
     if 'RANK' in os.environ:
         wait = datetime.timedelta(hours=1)  # for the first process, which may have a corpus to prepare
-        dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo', timeout=wait)
+        try:
+            dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo', timeout=wait)
+        except ValueError as error:
+            sys.exit(f'RANK is set, but not all that torchrun sets: {error}. Use torchrun, or unset RANK.')
         # never freed: gloo would wait there for threads that wait for Python's own lock (pytorch/pytorch#56297)
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
     why_dtype = ''

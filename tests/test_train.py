@@ -612,11 +612,17 @@ def test_what_is_set_on_a_gpu(monkeypatch):
 
 def test_a_group_waits_for_the_process_that_prepares_the_corpus(monkeypatch):
     """A large one takes longer than the ten minutes after which NCCL gives up."""
-    joined = []
+    joined, join = [], machine.dist.init_process_group
     monkeypatch.setenv('RANK', '0')
     monkeypatch.setattr(machine.dist, 'init_process_group', lambda *backend, **options: joined.append(options))
     monkeypatch.setattr(machine.ctypes.pythonapi, 'Py_IncRef', lambda group: None)
     c, _ = train.configure([train.__file__], SMALL)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(SystemExit, match='WORLD_SIZE .* Use torchrun'),
+    ):
+        patch.setattr(machine.dist, 'init_process_group', join)
+        machine.choose_machine(c)
     machine.choose_machine(c)
     assert joined[0]['timeout'].total_seconds() >= 3600
 
