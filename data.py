@@ -307,19 +307,19 @@ def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
     origin = source if remote or source in KNOWN else os.path.realpath(place)
     name = name_of(source, encoding)
     folder = ROOT / name
-    there = set(os.listdir(folder)) if folder.is_dir() else set()
+    existing = set(os.listdir(folder)) if folder.is_dir() else set()
     if name in KNOWN and source not in KNOWN and not remote:
         sys.exit(f'{source} would become {folder}, which is the place of the known corpus {name}: rename it.')
     if not remote and not os.path.exists(place):
-        prepared = ', '.join(sorted(p.parent.name for p in ROOT.glob('*/meta.json'))) or 'none'
-        sys.exit(f'{source} is no path and no corpus; prepared: {prepared}; known: {", ".join(KNOWN)}.')
+        names = ', '.join(sorted(p.parent.name for p in ROOT.glob('*/meta.json'))) or 'none'
+        sys.exit(f'{source} is no path and no corpus; prepared: {names}; known: {", ".join(KNOWN)}.')
     if not remote and Path(os.path.realpath(place)).is_relative_to(folder.resolve()):
         sys.exit(f'{source} lies in {folder}, which its tokens would replace: move it elsewhere first.')
-    if there and ('meta.json' not in there or there - set(FILES)):
+    if existing and ('meta.json' not in existing or existing - set(FILES)):
         sys.exit(f'{folder} is in the way: it holds files that data.py did not write. Move it, or rename {source}.')
     files = {} if remote else find_files(Path(place))
     mark = fingerprint(files)
-    if there and not overwrite:
+    if existing and not overwrite:
         corpus, again = Corpus(name), command_again(source, encoding, errors)
         if corpus.source != origin:
             sys.exit(f'{folder} was prepared from {corpus.source}, not from {origin}: rename one, or lose it: {again}')
@@ -334,8 +334,8 @@ def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
             if time.time() - old.stat().st_mtime > 24 * 3600:  # of a preparation that was killed
                 shutil.rmtree(old)
         with tempfile.TemporaryDirectory(prefix=f'.preparing-{name}-', dir=ROOT) as scratch:
-            got = fetch(place, remote, Path(scratch))
-            files = files if got == Path(place) else find_files(got)
+            unpacked = fetch(place, remote, Path(scratch))
+            files = files if unpacked == Path(place) else find_files(unpacked)
             documents = {name: partial(read, name, file, errors) for name, file in files.items()}
             meta = {'source': origin, 'errors': errors, 'fingerprint': mark}
             write_corpus(folder, Path(scratch), documents, encoding, meta)
