@@ -10,6 +10,7 @@
 It trains on random tokens: the time of a step does not depend on the text. It needs train and what that needs.
 """
 
+import gc
 import statistics
 import sys
 import time
@@ -136,8 +137,9 @@ def main():
         arguments = [file, *overlays, *flags] if file else [*overlays, *flags]
         c, name = configure(PROGRAMS, arguments)[0], Path(file).stem if file else 'default'
         train.check_knobs(c)  # of this row: knobs of several need not go together
-        runs = None  # frees the row before: the peak of memory would count it
+        runs = None
         torch.compiler.reset()  # no row inherits the code that was compiled for another
+        gc.collect()  # nor its memory, which the peak would count
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         if c.profile:

@@ -59,9 +59,11 @@ def save(out_dir, state):
         for name in RUN:
             (out_dir / f'{name}.old').unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch answers a full disk with a RuntimeError about its OSError
-        reason, free = error.__context__ or error, shutil.disk_usage(out_dir).free / 1e6
-        new.unlink(missing_ok=True)
-        sys.exit(f'{path} could not be saved: {reason} ({free:,.1f} MB are free). One from before, if any, is whole.')
+        reason, free = error.__context__ or error, ''
+        with contextlib.suppress(OSError):  # the folder itself may be gone
+            free = f' ({shutil.disk_usage(out_dir).free / 1e6:,.1f} MB are free)'
+            new.unlink(missing_ok=True)
+        sys.exit(f'{path} could not be saved: {reason}{free}. One from before, if any, is whole.')
 
 
 def load(out_dir):

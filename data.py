@@ -160,8 +160,17 @@ def command_again(source, encoding, errors):
     return f'python data.py {shlex.quote(source)}{options} --overwrite'
 
 
+def is_url(place):
+    return place.startswith(('http://', 'https://'))
+
+
+def origin_of(source):
+    """What tells a SOURCE (see the top of this file) from another: a known name, a URL, or a path from the root."""
+    return source if source in KNOWN or is_url(source) else os.path.realpath(os.path.expanduser(source))
+
+
 def name_of(source, encoding='bpe'):
-    """The name of the corpus that a SOURCE (see the top of this file) becomes, in data/NAME."""
+    """The name of the corpus that a SOURCE becomes, in data/NAME."""
     name = source if source in KNOWN else PurePath(os.path.expanduser(source)).name.split('.')[0] or 'corpus'
     return name if encoding == 'bpe' else f'{name}-{encoding}'
 
@@ -175,8 +184,12 @@ def prepared(dataset):
 
 def open_corpus(dataset, as_it_is=False):
     """The Corpus of a prepared name, a known name or a path. It is prepared first where it is not there, or where the
-    files of a path have changed; unless as_it_is, since a run that goes on needs the tokens with which it began."""
-    return Corpus(prepared(dataset) or (as_it_is and prepared(name_of(dataset))) or prepare(dataset))
+    files of a path (that is no prepared name as well) have changed; unless as_it_is, since a run that goes on needs the
+    tokens with which it began."""
+    name = prepared(dataset)
+    if not name and as_it_is and (name := prepared(name_of(dataset))) and Corpus(name).source != origin_of(dataset):
+        name = None  # another file of the same name
+    return Corpus(name or prepare(dataset))
 
 
 def vocab_size_of(dataset):
@@ -303,16 +316,14 @@ def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
     are now; returns its name. A folder in its place that holds anything else is never touched."""
     source = str(source)
     place = os.path.expanduser(KNOWN.get(source, source))
-    remote = place.startswith(('http://', 'https://'))
-    origin = source if remote or source in KNOWN else os.path.realpath(place)
-    name = name_of(source, encoding)
+    remote, origin, name = is_url(place), origin_of(source), name_of(source, encoding)
     folder = ROOT / name
     existing = set(os.listdir(folder)) if folder.is_dir() else set()
-    if name in KNOWN and source not in KNOWN and not remote:
-        sys.exit(f'{source} would become {folder}, which is the place of the known corpus {name}: rename it.')
     if not remote and not os.path.exists(place):
         names = ', '.join(sorted(p.parent.name for p in ROOT.glob('*/meta.json'))) or 'none'
         sys.exit(f'{source} is no path and no corpus; prepared: {names}; known: {", ".join(KNOWN)}.')
+    if name in KNOWN and source not in KNOWN:
+        sys.exit(f'{source} would become {folder}, which is the place of the known corpus {name}: rename it.')
     if not remote and Path(os.path.realpath(place)).is_relative_to(folder.resolve()):
         sys.exit(f'{source} lies in {folder}, which its tokens would replace: move it elsewhere first.')
     if existing and ('meta.json' not in existing or existing - set(FILES)):

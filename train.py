@@ -218,7 +218,7 @@ def train(run, signals):
         signum = int(over_processes(signals[0] if signals else 0, dist.ReduceOp.MAX))  # all stop at the same step
         evaluates = losses and (finished or run.step % c.eval_interval == 0 or run.step % per_epoch == 0)
         if losses and (evaluates or signum):
-            numbers = read_losses(run, losses)  # nothing that is not finite reaches a checkpoint
+            numbers = read_losses(run, losses)  # exits if it has diverged; an evaluation judges the last update, too
         if evaluates:
             report(run, metrics, numbers, seconds)
             losses, seconds = [], []

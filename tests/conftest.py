@@ -15,6 +15,7 @@ import train
 from configurator import run_program
 from model import LanguageModel
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest in a script's background was told to ignore it
 REPO = train.__file__.removesuffix('/train.py')
 WORDS = 'the a ladder log row model token learns reads writes and or not flash small large def return if else'.split()
 SMALL = ['--n_layer=2', '--n_head=2', '--n_embd=16', '--d_ff=24', '--block_size=16', '--batch_size=4', '--device=cpu',

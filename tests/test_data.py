@@ -276,6 +276,11 @@ def test_a_changed_source_is_prepared_again(capfd, monkeypatch):
     data.open_corpus('texts')  # by its name it is opened as it is, whatever became of its source
     write('texts/part0/0.txt', 'newer text')
     data.open_corpus('texts/', as_it_is=True)
+    write('elsewhere/texts/0.txt', prose())
+    with exits('was prepared from', 'rename one'):
+        data.open_corpus('elsewhere/texts', as_it_is=True)
+    with exits('no path'):
+        data.open_corpus('nowhere/texts', as_it_is=True)
     shutil.rmtree('texts')
     assert len(data.open_corpus('data/texts').val) and len(data.open_corpus('data/texts/').val)
 
@@ -357,9 +362,10 @@ def test_a_corpus_that_is_replaced_is_moved_first(monkeypatch):
     """Killed in between, there is no corpus, and it can be prepared."""
     data.prepare(write('text.txt', prose(1)))
     write('text.txt', prose(2))
-    replace = Path.replace
+    replace, moved = Path.replace, []
 
     def dying(path, target):
+        moved.append(path.name)
         if path.name == 'corpus':
             raise KeyboardInterrupt
         return replace(path, target)
@@ -367,7 +373,7 @@ def test_a_corpus_that_is_replaced_is_moved_first(monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, 'replace', dying)
         data.prepare('text.txt')
-    assert not Path('data/text').exists()
+    assert moved == ['text', 'corpus'] and not Path('data/text').exists()
     data.prepare('text.txt')
     assert bytes_of('text').decode() == prose(2)
 
@@ -783,6 +789,10 @@ def test_a_file_does_not_take_the_place_of_a_known_corpus():
     for _ in range(2):
         with exits('shakespeare.txt would become data/shakespeare', 'rename it'):
             data.open_corpus(str(write('shakespeare.txt', prose())))
+    with exits('would become data/enwik8'):
+        data.prepare('https://example.org/enwik8.txt')
+    with exits('no path'):
+        data.open_corpus('data/stdlib')
     assert nothing_is_left()
 
 

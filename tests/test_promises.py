@@ -25,7 +25,7 @@ from conftest import REPO, SMALL, assert_same, same
 
 import machine
 import train
-from checkpoint import load
+from checkpoint import load, save
 from configurator import run_program
 
 pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='signals and locks of Unix')
@@ -185,6 +185,11 @@ def test_a_full_disk_keeps_the_old_checkpoint(start, run):
     assert 'out/full/ckpt.pt could not be saved' in line and 'File too large' in line
     assert Path('out/full/ckpt.pt').read_bytes() == before
     assert not Path('out/full/ckpt.pt.new').exists()
+
+
+def test_a_run_whose_folder_has_vanished_says_so(tmp_path):
+    with pytest.raises(SystemExit, match='gone/ckpt.pt could not be saved: .*No such file.*directory: [^(]*One from'):
+        save(tmp_path / 'gone', {})
 
 
 def test_a_full_file_system(start, run, tmp_path):

@@ -4,6 +4,7 @@ hold. Rows have two tiny layers. A process is started only where that is the poi
 import json
 import math
 import os
+import shlex
 import signal
 import statistics
 import subprocess
@@ -161,6 +162,7 @@ def test_overlays_follow_the_rows_and_sgd_and_the_rungs_keep_their_rates(climb, 
     assert [knobs_of(row)['warmup_iters'] for row in ('sgd_3', 'adam_3')] == [7, 7]
     every_row = [rows.config_of(row) for row in rows.NUMBERS]
     assert rows.rows_and_overlays(['config/cpu.py']) == (every_row, ['config/cpu.py'])
+    assert rows.rows_and_overlays([os.path.abspath('cpu.py')])[1] == ['cpu.py']  # a record names no one's home
     there = {file.stem for file in Path(rows.ROOT, 'config').glob('*.py')}
     assert there == {*rows.NUMBERS, *OVERLAYS}
 
@@ -493,19 +495,25 @@ def test_bench_rows_are_recorded(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(record, 'RESULTS', tmp_path)
     setting = {'device': f'cpu, {torch.get_num_threads()} threads', 'torch': torch.__version__, 'dtype': 'float32'}
-    others = [{'config': row, 'batch_size': n, 'block_size': 16, **setting} for row, n in (('ema', 4), ('deep', 8))]
+    knobs = [rows.config_of('cpu'), *SMALL, '--seconds=0.01']
+    others = [{'config': 'ema', 'knobs': shlex.join(knobs), **setting}, {'config': 'deep', 'knobs': '', **setting}]
     record.write(tmp_path / 'bench_cpu.json', {'besides': {'by hand': 1}, 'rows': others})
     files = [rows.config_of(row) for row in ('swiglu', 'cpu', 'warmup')]
     monkeypatch.setattr(sys, 'argv', ['bench.py', '--publish', *files, *SMALL, '--seconds=0.01'])
     bench.main()
     results = record.read(tmp_path / 'bench_cpu.json')
-    assert [row['config'] for row in results['rows']] == ['ema', 'swiglu', 'warmup']  # 'deep' had another batch
+    assert [row['config'] for row in results['rows']] == ['ema', 'swiglu', 'warmup']  # 'deep' had other knobs
+    files = map(rows.config_of, ('ema', 'swiglu', 'warmup', 'cpu'))
+    assert results['command'] == shlex.join(['python', 'bench.py', *files, *SMALL, '--seconds=0.01', '--json'])
     assert results['besides'] == {'by hand': 1} and 'date' in results['rows'][1]
     del results['rows'][0]
     assert report.bench_table(results).count('\n') == 3 and 'swiglu' in capfd.readouterr().out
     record.write(tmp_path / 'bench_cpu.json', results)
     monkeypatch.setattr(bench, 'ROOT', tmp_path)
-    Path('bench.py').write_text('import sys; sys.exit(3)')
+    (tmp_path / 'bench.py').write_text('import sys; sys.exit(3)')
     with pytest.raises(SystemExit) as ended:
         bench.main()
     assert ended.value.code == 3 and record.read(tmp_path / 'bench_cpu.json') == results
+    (tmp_path / 'bench_cpu.json').write_text('{')
+    with pytest.raises(SystemExit, match='is damaged'):  # before the rows are timed
+        bench.main()

@@ -579,6 +579,12 @@ def test_bench_profiles(workplace, monkeypatch, capsys):
     main(monkeypatch, bench, *BENCH, '--profile')
     out = capsys.readouterr().out
     assert 'aten::' in out and 'Self CPU' in out and json.loads(Path('trace.json').read_text())
+    Path('trace.json').unlink()
+    Path('trace.json').symlink_to('nowhere/trace.json')
+    monkeypatch.setattr(bench, 'milliseconds', None)  # no step is taken for a trace that cannot be written
+    with pytest.raises(FileNotFoundError):
+        main(monkeypatch, bench, *BENCH, '--profile')
+    Path('trace.json').unlink()
 
 
 def test_bench_refuses(workplace, monkeypatch):
