@@ -18,7 +18,7 @@ import torch
 # a resumed run must have these as they were, or it would be another run
 FIXED = ('model n_layer n_head n_embd d_ff block_size activation position embedding_norm head_gate '
          'value_residual optimizer muon_steps weight_decay ema_decay seed batch_size').split()  # fmt: skip
-RUN = ('metrics.jsonl', 'ckpt.pt')  # the files that are a run
+RUN = ('metrics.jsonl', 'ckpt.pt')  # a run's files; without the last there is none, so it is moved last
 
 
 def lock_folder(out_dir, fresh):

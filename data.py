@@ -186,10 +186,13 @@ def open_corpus(dataset, as_it_is=False):
     """The Corpus of a prepared name, a known name or a path. It is prepared first where it is not there, or where the
     files of a path (that is no prepared name as well) have changed; unless as_it_is, since a run that goes on needs the
     tokens with which it began."""
-    name = prepared(dataset)
-    if not name and as_it_is and (name := prepared(name_of(dataset))) and Corpus(name).source != origin_of(dataset):
-        name = None  # another file of the same name
-    return Corpus(name or prepare(dataset))
+    if name := prepared(dataset):
+        return Corpus(name)
+    if as_it_is and (name := prepared(name_of(dataset))):
+        corpus = Corpus(name)
+        if corpus.source == origin_of(dataset):  # and not another file of the same name
+            return corpus
+    return Corpus(prepare(dataset))
 
 
 def vocab_size_of(dataset):
@@ -311,13 +314,9 @@ def fetch(place, remote, scratch):
 # ---- preparing a corpus --------------------------------------------------------------------------------------------
 
 
-def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
-    """Prepare a corpus from a SOURCE (see the top of this file) unless it is there already, from the same files as they
-    are now; returns its name. A folder in its place that holds anything else is never touched."""
-    source = str(source)
-    place = os.path.expanduser(KNOWN.get(source, source))
-    remote, origin, name = is_url(place), origin_of(source), name_of(source, encoding)
-    folder = ROOT / name
+def refuse(source, place, name):
+    """Exit if a source is not there, or could not become data/NAME without a loss."""
+    folder, remote = ROOT / name, is_url(place)
     existing = set(os.listdir(folder)) if folder.is_dir() else set()
     if not remote and not os.path.exists(place):
         names = ', '.join(sorted(p.parent.name for p in ROOT.glob('*/meta.json'))) or 'none'
@@ -328,9 +327,19 @@ def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
         sys.exit(f'{source} lies in {folder}, which its tokens would replace: move it elsewhere first.')
     if existing and ('meta.json' not in existing or existing - set(FILES)):
         sys.exit(f'{folder} is in the way: it holds files that data.py did not write. Move it, or rename {source}.')
+
+
+def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
+    """Prepare a corpus from a SOURCE (see the top of this file) unless it is there already, from the same files as they
+    are now; returns its name. A folder in its place that holds anything else is never touched."""
+    source = str(source)
+    place = os.path.expanduser(KNOWN.get(source, source))
+    remote, origin, name = is_url(place), origin_of(source), name_of(source, encoding)
+    folder = ROOT / name
+    refuse(source, place, name)
     files = {} if remote else find_files(Path(place))
     mark = fingerprint(files)
-    if existing and not overwrite:
+    if (folder / 'meta.json').exists() and not overwrite:
         corpus, again = Corpus(name), command_again(source, encoding, errors)
         if corpus.source != origin:
             sys.exit(f'{folder} was prepared from {corpus.source}, not from {origin}: rename one, or lose it: {again}')

@@ -38,6 +38,17 @@ def say(line):
         tqdm.write(line)
 
 
+def join_processes(device):
+    """Join the processes that torchrun started. Exits if it was not torchrun that set RANK."""
+    wait = datetime.timedelta(hours=1)  # for the first process, which may have a corpus to prepare
+    try:
+        dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo', timeout=wait)
+    except ValueError as error:
+        sys.exit(f'RANK is set, but not all that torchrun sets: {error}. Use torchrun, or unset RANK.')
+    # never freed: gloo would wait there for threads that wait for Python's own lock (pytorch/pytorch#56297)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
+
+
 def choose_machine(c, saved=None):
     """Replace 'auto' in device, dtype and attention by what this computer has, and join the other processes. A saved
     run keeps its dtype. Returns why this dtype, and which attention and why. Exits if the device is not there."""
@@ -58,13 +69,7 @@ def choose_machine(c, saved=None):
     if device.type == 'cpu':
         keep_freed_memory()
     if 'RANK' in os.environ:
-        wait = datetime.timedelta(hours=1)  # for the first process, which may have a corpus to prepare
-        try:
-            dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo', timeout=wait)
-        except ValueError as error:
-            sys.exit(f'RANK is set, but not all that torchrun sets: {error}. Use torchrun, or unset RANK.')
-        # never freed: gloo would wait there for threads that wait for Python's own lock (pytorch/pytorch#56297)
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
+        join_processes(device)
     why_dtype = ''
     if c.dtype == 'auto' and saved:
         c.dtype = saved['knobs']['dtype']
