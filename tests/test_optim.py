@@ -1,15 +1,19 @@
-"""optim.py against formulas worked out by hand, torch's own Muon and its averaging."""
+"""optim.py against formulas worked out by hand, torch's own Muon and its averaging.
+
+python -m pytest tests/test_optim.py -k learning_rate   one idea: groups, orthogonalize, muon, learning_rate, average
+"""
 
 import collections
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 import optim
-from model import Config, TorchTransformer, Transformer
+from model import build_model
 from optim import Muon, create_optimizers, learning_rate_at, orthogonalize, parameter_groups, update_average
 
 
@@ -20,26 +24,28 @@ def net():
 
 
 def rate(step, **changes):
-    knobs = dict(peak=1.0, floor=0.0, warmup_iters=0, total=100, schedule='cosine')
+    knobs = dict(peak=1.0, floor=0.0, warmup_iters=0, total_steps=100, schedule='cosine')
     return learning_rate_at(step, **(knobs | changes))
 
 
-def test_matrices_decay_and_vectors_do_not():
+def test_parameter_groups_decay_weights_but_not_biases_and_gains():
     model = net()
-    matrices, tables, keep = parameter_groups(model, 0.1)
-    assert [group['weight_decay'] for group in (matrices, tables, keep)] == [0.1, 0.1, 0.0]
-    assert [id(p) for p in matrices['params'] + tables['params']] == [id(model[2].weight), id(model[0].weight)]
-    assert {id(p) for p in keep['params']} == {id(model[1].weight), id(model[1].bias), id(model[2].bias)}
+    names = {p: name for name, p in model.named_parameters()}
+    groups = [[names[p] for p in group['params']] for group in parameter_groups(model, 0.1)]
+    expected = [['blocks.weight'], ['embedding.weight'], ['norm.weight', 'norm.bias', 'blocks.bias']]
+    assert groups == expected, f'the groups are {groups}, expected {expected}'
+    decays = [group['weight_decay'] for group in parameter_groups(model, 0.1)]
+    assert decays == [0.1, 0.1, 0.0], f'the groups decay by {decays}, expected 0.1, 0.1 and 0: not biases and gains'
 
 
-def test_a_parameter_of_neither_kind_is_named():
+def test_parameter_groups_name_a_parameter_that_fits_none():
     model = net()
     model.register_parameter('cube', nn.Parameter(torch.zeros(2, 2, 2)))
     with pytest.raises(AssertionError, match='cube'):
         parameter_groups(model, 0.1)
 
 
-def test_frozen_parameters_are_left_out():
+def test_parameter_groups_leave_frozen_parameters_out():
     model = net()
     model[0].weight.requires_grad_(False)
     assert sum(len(group['params']) for group in parameter_groups(model, 0.1)) == 4
@@ -64,12 +70,10 @@ def test_first_update_is_the_textbooks(name, decay):
 
 
 def test_adamw_without_decay_is_adam():
-    """Rows 2 to 4 of the log take Adam: ten steps of torch.optim.Adam, bit for bit."""
+    """Runs 2 to 4 of the notebook use Adam: ten steps of torch.optim.Adam, bit for bit."""
     ours, peer = net(), net()
-    [optimizer], adam = (
-        create_optimizers(ours, 'adamw', 0.01, 0.0),
-        torch.optim.Adam(peer.parameters(), 0.01, fused=True),
-    )
+    [optimizer] = create_optimizers(ours, 'adamw', 0.01, 0.0)
+    adam = torch.optim.Adam(peer.parameters(), 0.01, fused=True)
     for _ in range(10):
         for p, q in zip(ours.parameters(), peer.parameters(), strict=True):
             p.grad = torch.randn_like(p)
@@ -121,14 +125,19 @@ def test_muon_is_torchs():
         assert (p - q).norm() < 0.01 * (q - m).norm() > 0
 
 
-def test_three_polynomials_bring_singular_values_near_1():
-    """Against torch's SVD, on singular values from 0.005 of the norm up."""
+@pytest.mark.parametrize(('steps', 'low', 'high'), [(5, 0.6, 1.3), (3, 0.5, 1.5)])
+@pytest.mark.parametrize('shape', [(30, 50), (50, 30)])
+def test_orthogonalize_brings_singular_values_near_1(steps, low, high, shape):
+    """U S V' becomes about U V', by torch's SVD, for singular values from 0.006 of the matrix's norm up."""
     torch.manual_seed(0)
-    u, _, v = torch.linalg.svd(torch.randn(7, 30, 50), full_matrices=False)
-    s = torch.logspace(-1.9, 0, 30)  # the least is 0.006 of the norm of all
-    found = u.mT @ orthogonalize(u * s @ v, 3, torch.float32) @ v.mT
-    assert ((found.diagonal(dim1=1, dim2=2) > 0.5) & (found.diagonal(dim1=1, dim2=2) < 1.5)).all()
-    assert (found - found.diagonal(dim1=1, dim2=2).diag_embed()).abs().max() < 1e-3
+    u, _, v = torch.linalg.svd(torch.randn(7, *shape), full_matrices=False)
+    s = torch.logspace(-1.9, 0, 30)
+    found = u.mT @ orthogonalize(u * s @ v, steps, torch.float32) @ v.mT
+    values = found.diagonal(dim1=1, dim2=2)
+    message = f'singular values become {values.min():.2f} to {values.max():.2f}, expected {low} to {high}'
+    assert low < values.min() and values.max() < high, message
+    rest = (found - values.diag_embed()).abs().max()
+    assert rest < 1e-3, f"U' X V has entries of {rest:.2g} off its diagonal, expected 0: the singular vectors change"
 
 
 def test_each_of_the_three_polynomials_is_the_best_of_its_kind():
@@ -145,56 +154,56 @@ def test_each_of_the_three_polynomials_is_the_best_of_its_kind():
     assert worst < 0.5
 
 
-@pytest.mark.parametrize('model', [Transformer, TorchTransformer])
+@pytest.mark.parametrize('model', ['flash', 'torch'])
 def test_muon_takes_the_blocks_matrices_and_nothing_else(model):
-    shape = Config(9, 8, 2, 2, 8, 12, 0.0, 'swiglu', 'learned', 'sdpa', True, False, False)
-    muon, adamw = create_optimizers(model(shape), 'muon', 0.01, 0.1)
+    sizes = dict(model=model, seed=0, block_size=8, n_layer=2, n_head=2, n_embd=8, d_ff=12, dropout=0.0)
+    words = dict(activation='swiglu', position='learned', attention='sdpa')
+    switches = dict(embedding_norm=True, head_gate=False, value_residual=False)
+    net = build_model(SimpleNamespace(**sizes, **words, **switches), 9)
+    muon, adamw = create_optimizers(net, 'muon', 0.01, 0.1)
     assert len(muon.param_groups[0]['params']) == 2 * 4
     assert {p.size(0) for p in adamw.param_groups[0]['params']} <= {8, 9, 16}  # positions, head, embedding
 
 
-def test_cosine_goes_from_the_peak_to_the_floor():
-    assert rate(0) == 1.0
-    assert rate(50) == pytest.approx(0.5)
-    assert rate(25) == pytest.approx((1 + math.sqrt(0.5)) / 2)
-    assert 0 < rate(99) < 0.001
+def test_learning_rate_falls_by_half_a_cosine_to_the_floor():
+    for warmup_iters, floor in ((0, 0.0), (10, 0.2)):
+        for step in range(warmup_iters, 120):
+            share = min(1, (step - warmup_iters) / (100 - warmup_iters))
+            expected = floor + (1 - floor) * math.cos(math.pi / 2 * share) ** 2
+            found = rate(step, warmup_iters=warmup_iters, floor=floor)
+            message = f'step {step} of 100: {found:.5f}, expected {expected:.5f} ({warmup_iters=}, peak=1, {floor=})'
+            assert found == pytest.approx(expected, abs=1e-9), message
     assert rate(100) == rate(1000) == 0.0
-    assert rate(50, floor=0.2) == pytest.approx(0.6)
-    assert rate(100, floor=0.2) == 0.2
-    rates = [rate(step, warmup_iters=10) for step in range(10, 101)]
-    assert rates == sorted(rates, reverse=True)
 
 
-def test_warmup_rises_in_equal_steps_and_meets_the_peak():
-    rates = [rate(step, warmup_iters=4) for step in range(5)]
-    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+def test_learning_rate_rises_in_equal_steps_and_meets_the_peak():
+    rates, expected = [rate(step, warmup_iters=4) for step in range(5)], [0.2, 0.4, 0.6, 0.8, 1.0]
+    assert rates == pytest.approx(expected), f'a warmup of 4 steps, then the peak: {rates}, expected {expected}'
     assert rate(4, warmup_iters=4, schedule='constant') == 1.0
     assert rate(10**6, warmup_iters=4, schedule='constant') == 1.0
 
 
-@pytest.mark.parametrize('total', [0, 1, 3, 4])
-def test_runs_shorter_than_their_warmup(total):
-    assert all(0 <= rate(step, warmup_iters=4, total=total) <= 1 for step in range(8))
+@pytest.mark.parametrize('total_steps', [0, 1, 3, 4])
+def test_learning_rate_of_runs_shorter_than_their_warmup(total_steps):
+    assert all(0 <= rate(step, warmup_iters=4, total_steps=total_steps) <= 1 for step in range(8))
 
 
-def test_ema_is_the_closed_form():
+def test_average_is_the_closed_form():
     """Scalars 1, 2, 3, ...: the average is the sum of each weight times the product of the decays that follow it."""
     model = nn.Linear(1, 1, bias=False)
     average = copy.deepcopy(model)
-    values = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0]
-    for n, value in enumerate(values):
-        model.weight.data.fill_(value)
+    shares = []  # of each value in the average
+    for n in range(12):
+        model.weight.data.fill_(n + 1)
         update_average(average, model, 0.5, n)
-    decays = [min(0.5, (1 + n) / (10 + n)) for n in range(1, len(values))]
-    assert decays[0] < 0.2 and decays[-1] == 0.5
-    shares = [math.prod(decays)]  # of the first value, which the average starts as
-    shares += [(1 - d) * math.prod(decays[n + 1 :]) for n, d in enumerate(decays)]
-    assert sum(shares) == pytest.approx(1)
-    expected = sum(share * value for share, value in zip(shares, values, strict=True))
-    assert average.weight.item() == pytest.approx(expected)
+        d = [0, 2 / 11, 3 / 12, 4 / 13, 5 / 14, 6 / 15, 7 / 16, 8 / 17, 0.5, 0.5, 0.5, 0.5][n]
+        shares = [d * share for share in shares] + [1 - d]
+        found, expected = average.weight.item(), sum(share * (i + 1) for i, share in enumerate(shares))
+        message = f'after the weights 1 to {n + 1} the average is {found:.4f}, expected {expected:.4f} (d = {d:.3f})'
+        assert found == pytest.approx(expected), message
 
 
-def test_ema_equals_torchs_own_once_its_decay_is_constant():
+def test_average_equals_torchs_own_once_its_decay_is_constant():
     torch.manual_seed(0)
     model = net()
     ours = copy.deepcopy(model)
