@@ -1,6 +1,7 @@
 """The models, tested against PyTorch's own layers, formulas and each other. Reads like a tour of model.py.
 
-python -m pytest test_model.py
+python -m pytest test_model.py             all
+python -m pytest test_model.py -k rotary   what concerns one idea: attention, rotary, swiglu, dropout, generation, ...
 """
 
 import importlib.abc
@@ -15,7 +16,7 @@ from torch import nn
 
 import model
 from machine import choose_attention
-from model import ATTENTION, Config, FeedForward, TorchTransformer, Transformer, rotary_table, rotate
+from model import ATTENTION, FeedForward, apply_rotary, build_model, rotary_table, swiglu
 
 V, T, C, H = 19, 16, 32, 4
 KERNELS = ['naive', 'chunked', 'sdpa']
@@ -27,25 +28,20 @@ def several_chunks(monkeypatch):
     monkeypatch.setattr(model, 'CHUNK', 5)  # of the T queries
 
 
-def shape(**changes):
-    defaults = dict(vocab_size=V, block_size=T, n_layer=2, n_head=H, n_embd=C, d_ff=48, dropout=0.0)
+def configure(**changes):
+    sizes = dict(model='flash', seed=0, block_size=T, n_layer=2, n_head=H, n_embd=C, d_ff=48, dropout=0.0)
     words = dict(activation='gelu', position='rotary', attention='sdpa')
     switches = dict(embedding_norm=False, head_gate=False, value_residual=False)
-    return Config(**(defaults | words | switches | changes))
+    return SimpleNamespace(**(sizes | words | switches | changes))
 
 
 def build(kind, **changes):
-    torch.manual_seed(0)
-    if kind == 'torch':
-        return TorchTransformer(shape(**changes)).double()
     gated = dict(embedding_norm=True, head_gate=True, value_residual=True)
-    switches = gated if kind == 'gated' else dict(position=kind)
-    net = Transformer(shape(**switches | changes)).double()
-    for block in net.blocks:
-        if block.attn.gate is not None:  # zeros, and so of no effect, at first
-            nn.init.normal_(block.attn.gate.weight)
-        if block.attn.mix is not None:
-            nn.init.normal_(block.attn.mix)
+    switches = {'torch': dict(model='torch'), 'gated': gated}.get(kind, dict(position=kind))
+    net = build_model(configure(**switches | changes), V).double()
+    for name, p in net.named_parameters():
+        if name.endswith(('attn.gate.weight', 'attn.value_mix')):  # gates of 0 have no effect
+            nn.init.normal_(p)
     return net
 
 
@@ -56,37 +52,40 @@ def tokens(length=T, batch=3):
 # ---- attention -----------------------------------------------------------------------------------------------------
 
 
-def qkv(length=T, past=0):
-    g = torch.Generator().manual_seed(2)
-    make = lambda n: torch.randn(2, n, H, 8, generator=g, dtype=torch.float64, requires_grad=True)  # noqa: E731
-    return make(length), make(past + length), make(past + length)
-
-
+@pytest.mark.parametrize('past', [0, 5])
 @pytest.mark.parametrize('kernel', KERNELS)
-def test_attention_is_the_formula(kernel):
+def test_attention_reaches_the_own_token_and_no_later_one(kernel, past):
+    """Queries of 0 give all keys that they see the same weight. Row s of the identity as value s makes the output the
+    weights."""
+    S = past + T
+    q, k, v = torch.zeros(1, T, 1, S), torch.randn(1, S, 1, S), torch.eye(S).view(1, S, 1, S)
+    for t, weights in enumerate(ATTENTION[kernel](q, k, v)[0, :, 0]):  # (S,) for each query
+        found, expected = (weights > 0).nonzero().flatten().tolist(), list(range(past + t + 1))
+        assert found == expected, f'query {t} after {past} earlier tokens attends to keys {found}, expected {expected}'
+
+
+@pytest.mark.parametrize(('length', 'past'), [(T, 0), (1, 5), (7, 5)])
+@pytest.mark.parametrize('kernel', KERNELS)
+def test_attention_is_the_formula(kernel, length, past):
     """One query at a time, in float64: softmax(q k' / sqrt(D)) v over the past. Forward and backward."""
-    q, k, v = qkv()
+    g = torch.Generator().manual_seed(2)
+    q, k, v = (
+        torch.randn(2, n, H, 8, generator=g, dtype=torch.float64, requires_grad=True)
+        for n in (length, past + length, past + length)
+    )
     expected = torch.zeros_like(q)
     for b in range(2):
         for h in range(H):
-            for t in range(T):
-                weights = torch.softmax(k[b, : t + 1, h] @ q[b, t, h] / math.sqrt(8), dim=0)
-                expected[b, t, h] = weights @ v[b, : t + 1, h]
+            for t in range(length):
+                seen = past + t + 1
+                weights = torch.softmax(k[b, :seen, h] @ q[b, t, h] / math.sqrt(8), dim=0)
+                expected[b, t, h] = weights @ v[b, :seen, h]
     y = ATTENTION[kernel](q, k, v)
     torch.testing.assert_close(y, expected)
     direction = torch.randn_like(y)
     gradients = torch.autograd.grad((y * direction).sum(), (q, k, v))
     references = torch.autograd.grad((expected * direction).sum(), (q, k, v))
     torch.testing.assert_close(gradients, references)
-
-
-@pytest.mark.parametrize('kernel', KERNELS)
-def test_attention_of_one_new_token_sees_all_the_past(kernel, monkeypatch):
-    """Without a fused kernel: cuDNN's would make a plan for each length of the past."""
-    q, k, v = qkv(1, past=5)
-    expected = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
-    monkeypatch.setattr(F, 'scaled_dot_product_attention', None)
-    torch.testing.assert_close(ATTENTION[kernel](q, k, v), expected)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
@@ -155,20 +154,25 @@ def test_choice_of_attention(monkeypatch):
 
 def test_rotary_turns_pairs_by_the_position_times_a_frequency():
     """The same as multiplying complex numbers by exp(i t f), f = 10000^(-2i/D)."""
-    x = torch.randn(2, T, 2, H, 8, dtype=torch.float64)  # B, T, (q, k), H, D
-    y = rotate(x, *rotary_table(T, 8))
     f = torch.tensor([10000 ** (-2 * i / 8) for i in range(4)], dtype=torch.float64)
+    pairs = torch.cat((torch.ones(4), torch.zeros(4))).expand(1, T, 2, H, 8)  # each (x[i], x[i + D/2]) is (1, 0)
+    y = apply_rotary(pairs, *rotary_table(T, 8))[0, :, 0, 0]
+    angles = torch.atan2(y[:, 4:], y[:, :4])  # (T, D/2)
+    for t in range(4):
+        for i in range(4):
+            message = f'position {t} turns the pair x[{i}], x[{i} + D/2] by {angles[t, i]:.4f}, expected {t * f[i]:.4f}'
+            assert angles[t, i].item() == pytest.approx(t * f[i].item(), abs=1e-6), message
+    x = torch.randn(2, T, 2, H, 8, dtype=torch.float64)  # B, T, (q, k), H, D
     turn = torch.polar(torch.ones(T, 4, dtype=torch.float64), torch.arange(T)[:, None] * f)
     z = torch.complex(x[..., :4], x[..., 4:]) * turn[:, None, None]
-    torch.testing.assert_close(y, torch.cat((z.real, z.imag), dim=-1), atol=1e-6, rtol=1e-6)
-    one = rotate(torch.tensor([1.0, 0.0]).expand(1, 2, 1, 1, 2), *rotary_table(2, 2))  # at position 1: by one radian
-    torch.testing.assert_close(one[0, 1, 0, 0], torch.tensor([math.cos(1), math.sin(1)]))
+    expected = torch.cat((z.real, z.imag), dim=-1)
+    torch.testing.assert_close(apply_rotary(x, *rotary_table(T, 8)), expected, atol=1e-6, rtol=1e-6)
 
 
 def test_rotary_scores_depend_on_distance_only():
     q, k = torch.randn(2, 8, dtype=torch.float64)
     cos, sin = rotary_table(T, 8)
-    at = lambda x, t: rotate(x.view(1, 1, 1, 1, 8), cos[t : t + 1], sin[t : t + 1]).flatten()  # noqa: E731
+    at = lambda x, t: apply_rotary(x.view(1, 1, 1, 1, 8), cos[t : t + 1], sin[t : t + 1]).flatten()  # noqa: E731
     near, far = at(q, 5) @ at(k, 3), at(q, 12) @ at(k, 10)
     torch.testing.assert_close(near, far, atol=1e-6, rtol=1e-6)
     assert not torch.isclose(near, at(q, 12) @ at(k, 3), atol=1e-3)
@@ -178,14 +182,21 @@ def test_rotary_angles_stay_exact_in_bfloat16():
     cos, sin = rotary_table(1024, 40)
     assert cos.dtype == sin.dtype == torch.float32
     x = torch.randn(1, 1024, 1, H, 40).bfloat16()
-    torch.testing.assert_close(rotate(x, cos, sin).double(), rotate(x.double(), cos, sin), atol=0.02, rtol=0.01)
+    torch.testing.assert_close(
+        apply_rotary(x, cos, sin).double(), apply_rotary(x.double(), cos, sin), atol=0.02, rtol=0.01
+    )
 
 
 def test_swiglu_is_its_formula():
-    c = shape(activation='swiglu')
-    mlp, x = FeedForward(c).double(), torch.randn(5, C, dtype=torch.float64)
-    gate_w, value_w = mlp.fc.weight[: c.d_ff], mlp.fc.weight[c.d_ff :]
-    gate, value = x @ gate_w.T + mlp.fc.bias[: c.d_ff], x @ value_w.T + mlp.fc.bias[c.d_ff :]
+    """The first half of the channels is the gate: shut at -30, SiLU(1) at 1, open at 30."""
+    gate, value = torch.tensor([-30.0, 1.0, 30.0]), torch.tensor([2.0, 3.0, 4.0])
+    found, expected = swiglu(torch.cat((gate, value))).tolist(), [0.0, 3 / (1 + math.exp(-1)), 120.0]
+    message = (
+        f'gates {gate.tolist()} and values {value.tolist()} give {found}, expected SiLU(gate) * value = {expected}'
+    )
+    assert found == pytest.approx(expected, abs=1e-6), message
+    mlp, x = FeedForward(configure(activation='swiglu')).double(), torch.randn(5, C, dtype=torch.float64)
+    gate, value = (x @ mlp.fc.weight[half].T + mlp.fc.bias[half] for half in (slice(48), slice(48, 96)))
     expected = (gate / (1 + torch.exp(-gate)) * value) @ mlp.proj.weight.T + mlp.proj.bias
     torch.testing.assert_close(mlp(x), expected)
 
@@ -240,7 +251,7 @@ def test_gates_norm_and_value_residual_against_the_plain_model():
     def mix(m, args, out):
         qk, v = out.split((2 * C, C), dim=-1)
         values.append(v)
-        a, b = net.blocks[len(values) - 1].attn.mix if len(values) > 1 else (1, 0)
+        a, b = net.blocks[len(values) - 1].attn.value_mix if len(values) > 1 else (1, 0)
         return torch.cat((qk, a * v + b * values[0]), dim=-1)
 
     for block in plain.blocks:
@@ -248,11 +259,26 @@ def test_gates_norm_and_value_residual_against_the_plain_model():
     torch.testing.assert_close(net(tokens()), plain(tokens()))
 
 
-def test_gates_begin_open():
-    torch.manual_seed(0)
-    net, plain = Transformer(shape(head_gate=True)), build('rotary').float()
+def test_gates_are_open_at_first():
+    net, plain = build_model(configure(head_gate=True), V), build('rotary').float()
     plain.load_state_dict(net.state_dict(), strict=False)
     torch.testing.assert_close(net(tokens()), plain(tokens()))
+
+
+def test_the_model_compiles_once_as_one_graph():
+    net, graphs = build('gated', dropout=0.1), []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(net, backend=backend, fullgraph=True, dynamic=False)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        loss = compiled(tokens(), tokens())
+        torch.manual_seed(seed)
+        torch.testing.assert_close(loss, net(tokens(), tokens()))
+    assert len(graphs) == 1
 
 
 @pytest.mark.parametrize('kind', BUILDS)
@@ -270,7 +296,7 @@ def test_no_position_sees_its_future(kind, mode):
 @pytest.mark.parametrize('kind', BUILDS)
 @pytest.mark.parametrize('kernel', KERNELS)
 def test_dropout_is_on_in_training_and_off_in_evaluation(kind, kernel):
-    """The log's suspicion: attention dropout that stays on in validation. Here it alone is on, then all is off."""
+    """The notebook's suspicion: attention dropout that stays on in validation. Here it alone is on, then all is off."""
     net, x = build(kind, dropout=0.5, attention=kernel), tokens()
     for module in net.modules():
         if isinstance(module, nn.Dropout):
@@ -308,12 +334,26 @@ def test_torch_model_scales_embeddings_and_adds_sinusoids():
 
 def test_initial_weights_and_loss():
     """GPT-2's scales, and a first loss near that of a uniform guess."""
-    torch.manual_seed(0)
-    net = Transformer(shape(vocab_size=1025, n_layer=8, n_embd=256, d_ff=512, block_size=64))
+    net = build_model(configure(n_layer=8, n_embd=256, d_ff=512, block_size=64), 1025)
     assert net.blocks[0].attn.qkv.weight.std().item() == pytest.approx(0.02, rel=0.03)
     assert net.blocks[0].mlp.proj.weight.std().item() == pytest.approx(0.02 / 4, rel=0.03)  # sqrt(2 x 8) = 4
     x = torch.randint(1025, (4, 64))
     assert net(x, x.roll(-1, dims=1)).item() == pytest.approx(math.log(1032), rel=0.03)
+
+
+def test_a_parameter_that_no_rule_initialises_is_named():
+    net = build('rotary')
+    net.blocks[1].attn.scale = nn.Parameter(torch.empty(H))
+    with pytest.raises(ValueError, match='blocks.1.attn.scale is initialised by no rule'):
+        net.initialise(2)
+
+
+def test_checkpoints_with_the_older_name_of_value_mix_load():
+    net, other = build('gated'), build('gated', seed=1)
+    older = {name.replace('value_mix', 'mix'): p for name, p in net.state_dict().items()}
+    assert 'blocks.1.attn.mix' in older
+    other.load_state_dict(older)
+    assert torch.equal(other(tokens()), net(tokens()))
 
 
 def test_targets_of_minus_one_do_not_count():
@@ -331,8 +371,7 @@ def test_targets_of_minus_one_do_not_count():
 
 
 def test_one_batch_can_be_learned_by_heart():
-    torch.manual_seed(0)
-    net = Transformer(shape(activation='swiglu'))
+    net = build_model(configure(activation='swiglu'), V)
     x, y = tokens(), tokens().roll(-1, dims=1)
     y[:, -1] = -1
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
@@ -349,22 +388,16 @@ def test_one_batch_can_be_learned_by_heart():
 
 @pytest.mark.parametrize('kind', BUILDS)
 def test_generation_equals_recomputing_the_whole_prefix(kind):
-    """With the cache, the greedy continuation is that of a full forward over everything so far."""
-    net, idx = build(kind).eval(), tokens(5)
+    """With the cache, logits and the greedy continuation are those of a full forward over everything so far."""
+    net, idx, cache = build(kind).eval(), tokens(5), {}
     for name, p in net.named_parameters():
         if name.startswith(('blocks', 'encoder')) and p.dim() == 2:
             p.data *= 20  # or the likeliest token would be the last one again, whatever was before
-    for token in list(net.generate(idx, T - 5, temperature=0)):
-        expected = net(idx)[:, -1].argmax(dim=-1, keepdim=True)
-        assert torch.equal(token, expected)
+    for token in net.generate(idx, T - 5, temperature=0):
+        logits = net(idx)[:, -1]
+        torch.testing.assert_close(net(idx, cache=cache)[:, -1], logits)
+        assert torch.equal(token, logits.argmax(dim=-1, keepdim=True))
         idx = torch.cat((idx, token), dim=1)
-
-
-@pytest.mark.parametrize('kind', ['rotary', 'learned', 'gated'])
-def test_cached_logits_equal_the_full_forward(kind):
-    net, x, cache = build(kind).eval(), tokens(), model.Cache()
-    parts = [net(x[:, :6], cache=cache)] + [net(x[:, t : t + 1], cache=cache) for t in range(6, T)]
-    torch.testing.assert_close(torch.cat(parts, dim=1), net(x))
 
 
 @pytest.mark.parametrize('kind', BUILDS)
@@ -421,8 +454,7 @@ def test_the_smallest_and_the_largest_temperature():
 
 def test_impossible_shapes_are_refused():
     with pytest.raises(SystemExit, match='n_embd=32 is not divisible by n_head=5'):
-        shape(n_head=5)
-    odd = shape(n_embd=36)  # heads of 9 channels: rotary positions turn pairs of them
+        build('rotary', n_head=5)
     with pytest.raises(SystemExit, match='an odd number: change n_embd or n_head'):
-        Transformer(odd)
-    TorchTransformer(odd)  # whose positions are as wide as the stream
+        build('rotary', n_embd=36)  # heads of 9 channels: rotary positions turn pairs of them
+    build('torch', n_embd=36)  # whose positions are as wide as the residual stream
