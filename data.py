@@ -23,8 +23,8 @@ from sources import ROOT, corpus_name, find_prepared, prepare, read_meta, source
 
 class Corpus:
     """A prepared corpus, checked against its meta.json: .train and .val (token ids, int32, mapped into memory),
-    .encoding (its tiktoken.Encoding), .vocabulary (what read_encoding makes it from), .meta, .source and
-    .val_bytes. Exits with the command that prepares it again if it is damaged."""
+    .encoding (its tiktoken.Encoding), .vocabulary (what read_encoding makes it from), .meta, .source, .val_bytes, and
+    .description, its name in a run's output. Exits with the command that prepares it again if it is damaged."""
 
     def __init__(self, name):
         self.folder = ROOT / name
@@ -38,6 +38,8 @@ class Corpus:
         ranks, encoding = self.folder / 'bpe.tiktoken', self.meta['encoding']
         self.vocabulary = ranks.read_text(encoding='utf-8') if encoding == 'bpe' else encoding
         self.encoding = read_encoding(self.vocabulary)
+        version = self.meta.get('python')  # every Python has another standard library, and so other losses
+        self.description = f'{name} of Python {version}' if version else name
 
 
 class Batches:

@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -219,6 +220,8 @@ def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
     check_source(source, place, name)
     files = {} if is_url(place) else find_files(Path(place))
     meta = {'source': source_id(source), 'errors': errors, 'fingerprint': fingerprint(files)}
+    if source == 'stdlib':
+        meta['python'] = platform.python_version()
     if not overwrite and is_up_to_date(folder, meta, command_again(source, encoding, errors)):
         return name
     print(f'preparing {folder} from {place}', file=sys.stderr)

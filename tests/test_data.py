@@ -35,6 +35,16 @@ def test_ids_of_a_large_vocabulary_survive(monkeypatch, capfd):
     assert 'to do it again: python data.py text.txt --encoding=large --overwrite' in capfd.readouterr().err
 
 
+def test_the_standard_library_names_its_python(monkeypatch):
+    monkeypatch.setitem(sources.KNOWN, 'stdlib', str(write('lib/code.py', prose()).parent))
+    monkeypatch.setattr(sources.platform, 'python_version', lambda: '3.99.0')
+    assert data.open_corpus('stdlib').description == 'stdlib of Python 3.99.0'
+    change('meta.json', lambda raw: raw.replace(b'"python": "3.99.0",', b''), 'stdlib')
+    assert data.open_corpus('stdlib').description == 'stdlib'  # an older corpus has no version
+    assert data.open_corpus(str(write('text.txt', prose()))).description == 'text'
+    assert 'python' not in data.Corpus('text').meta
+
+
 def change(file, how, name='text'):
     """Rewrite a file of a corpus. how: bytes -> bytes, or None to delete it."""
     path = Path('data', name, file)
