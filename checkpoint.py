@@ -1,12 +1,14 @@
-"""What makes a run safe to stop: its folder, its checkpoint, its metrics, and the signals that end it.
+"""What makes a run safe to stop: its folder, its checkpoint, its metrics, and the signals that stop it.
 
-A run's folder holds ckpt.pt (all that it takes to go on), metrics.jsonl (a line per log line and evaluation) and lock.
+A run's folder holds ckpt.pt (all that is needed to resume), metrics.jsonl (a JSON object per log line and evaluation)
+and lock.
 """
 
 import contextlib
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -15,40 +17,51 @@ from pathlib import Path
 
 import torch
 
-# a resumed run must have these as they were, or it would be another run
+from machine import rank_and_world_size
+
+# knobs that a resumed run must keep, or it would be another run
 FIXED = ('model n_layer n_head n_embd d_ff block_size activation position embedding_norm head_gate '
          'value_residual optimizer muon_steps weight_decay ema_decay seed batch_size').split()  # fmt: skip
-RUN = ('metrics.jsonl', 'ckpt.pt')  # a run's files; without the last there is none, so it is moved last
+RUN = ('metrics.jsonl', 'ckpt.pt')  # a run's files; without the last there is no run, so it is moved last
 
 
-def lock_folder(out_dir, fresh):
-    """Make the folder and lock it: until the process ends, even by kill -9, or closes the file that is returned. Exits
-    if another process has the lock; exits if fresh and the folder holds a run."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    lock = open(out_dir / 'lock', 'w', encoding='utf-8')
-    try:
-        import fcntl
-
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        sys.exit(f'{out_dir} is in use by a run that is still alive: wait for it, or choose another --out_dir.')
-    except (ImportError, OSError) as error:  # Windows, some network file systems
-        print(f'{out_dir} cannot be locked ({error}): take care that no other run uses it', file=sys.stderr)
-    if fresh and (out_dir / 'ckpt.pt').exists():
-        sys.exit(f'{out_dir} holds a run: --init_from=resume goes on, --overwrite loses it, a new --out_dir keeps it.')
-    return lock
+def capture_state(run):
+    """All that is needed to resume, as tensors and plain Python values."""
+    return {
+        'model': run.model.state_dict(),
+        'optimizers': [optimizer.state_dict() for optimizer in run.optimizers],
+        'ema': run.ema and run.ema.state_dict(),
+        'scaler': run.scaler.state_dict(),
+        'step': run.step,
+        'knobs': vars(run.config),
+        'vocabulary': run.corpus.vocabulary,
+        'corpus': run.corpus.meta['sha256']['train.bin'],
+    }
 
 
-def move_aside(out_dir):
-    """Keep a run that is to be lost until another's first checkpoint is whole; what never had one is no run."""
-    for name in RUN if (out_dir / 'ckpt.pt').exists() else ():
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(out_dir / name, out_dir / f'{name}.old')
+def restore(run, saved):
+    """Load a saved state into a run; returns a text for each knob that differs. Exits if that makes it another run."""
+    old, new = saved['knobs'], vars(run.config)
+    current = capture_state(run)
+    changed = {knob: f'{knob} was {old[knob]!r}, now {new.get(knob)!r}' for knob in old if old[knob] != new.get(knob)}
+    refused = [change for knob, change in changed.items() if knob in FIXED]
+    refused += [f'another {name}' for name in ('corpus', 'vocabulary') if saved[name] != current[name]]
+    if refused:
+        sys.exit(f'cannot resume: {"; ".join(refused)}. Use the command of the first run, or another --out_dir.')
+    run.model.load_state_dict(saved['model'])
+    for optimizer, state in zip(run.optimizers, saved['optimizers'], strict=True):
+        optimizer.load_state_dict(state)
+    if run.ema:
+        run.ema.load_state_dict(saved['ema'])
+    if saved['scaler']:  # empty where the scaler was off
+        run.scaler.load_state_dict(saved['scaler'])
+    run.step = saved['step']
+    return [change for knob, change in changed.items() if knob not in ('out_dir', 'init_from', 'overwrite')]
 
 
 def save(out_dir, state):
     """Write out_dir/ckpt.pt by torch.save. Whatever happens, the old file or the new one is whole: the new one is
-    written beside the old one, flushed to the disk, and takes its name."""
+    written beside the old one and flushed to the disk before it takes the old one's name."""
     path, new = out_dir / 'ckpt.pt', out_dir / 'ckpt.pt.new'
     try:
         with open(new, 'wb') as file:
@@ -59,11 +72,11 @@ def save(out_dir, state):
         for name in RUN:
             (out_dir / f'{name}.old').unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch answers a full disk with a RuntimeError about its OSError
-        reason, free = error.__context__ or error, ''
+        free = ''
         with contextlib.suppress(OSError):  # the folder itself may be gone
             free = f' ({shutil.disk_usage(out_dir).free / 1e6:,.1f} MB are free)'
             new.unlink(missing_ok=True)
-        sys.exit(f'{path} could not be saved: {reason}{free}. One from before, if any, is whole.')
+        sys.exit(f'{path} could not be saved: {error.__context__ or error}{free}. An earlier one, if any, is whole.')
 
 
 def load(out_dir):
@@ -71,70 +84,63 @@ def load(out_dir):
     path = Path(os.path.expanduser(out_dir), 'ckpt.pt')
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # compares the checksum of each record
-        if damaged:
-            raise ValueError(f'the checksum of {damaged} differs')
+            if damaged := archive.testzip():  # compares the checksum of each record
+                raise ValueError(f'the checksum of {damaged} differs')
         state = torch.load(path, map_location='cpu', weights_only=True)
-        if 'vocabulary' not in state:  # nanoGPT's has the same name
+        if 'vocabulary' not in state:  # nanoGPT's checkpoints have the same name
             raise ValueError('it holds no vocabulary')
         return state
     except OSError as error:
         runs = ', '.join(sorted(str(file.parent) for file in path.parent.parent.glob('*/ckpt.pt'))) or 'none'
-        sys.exit(f'{path} cannot be read: {error.strerror}. Runs that are there: {runs}.')
-    except Exception as error:  # whatever zipfile, pickle and torch say of any bytes
+        sys.exit(f'{path} cannot be read: {error.strerror}. Existing runs: {runs}.')
+    except Exception as error:  # whatever zipfile, pickle and torch raise on arbitrary bytes
         reason = (str(error) or repr(error)).splitlines()[0]
-        sys.exit(f'{path} is damaged or no checkpoint of this program: {reason}. train.py --overwrite begins anew.')
+        sys.exit(f'{path} is damaged or no checkpoint of this program: {reason}. train.py --overwrite starts over.')
 
 
-def state_of(run):
-    """All that it takes to go on, as tensors and plain Python values."""
-    return {
-        'model': run.model.state_dict(),
-        'optimizers': [optimizer.state_dict() for optimizer in run.optimizers],
-        'ema': run.ema and run.ema.state_dict(),
-        'scaler': run.scaler.state_dict(),
-        'step': run.step,
-        'knobs': vars(run.c),
-        'vocabulary': run.corpus.vocabulary,
-        'corpus': run.corpus.meta['sha256']['train.bin'],
-    }
+def lock_folder(out_dir, is_new):
+    """Make the folder and lock it until the file that is returned is closed, or the process ends, even by kill -9.
+    Exits if another process holds the lock, or if a new run would lose the run in this folder."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    lock = open(out_dir / 'lock', 'w', encoding='utf-8')
+    try:
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f'{out_dir} is in use by a run that is still alive: wait for it, or choose another --out_dir.')
+    except (ImportError, OSError) as error:  # Windows, some network file systems
+        print(f'{out_dir} cannot be locked ({error}): make sure that no other run uses it', file=sys.stderr)
+    if is_new and (out_dir / 'ckpt.pt').exists():
+        sys.exit(
+            f'{out_dir} holds a run: --init_from=resume continues, --overwrite deletes it, a new --out_dir keeps it.'
+        )
+    return lock
 
 
-def restore(run, saved):
-    """Take up a saved state; returns what differs in the knobs, a text each. Exits if that makes it another run."""
-    was, now, state = saved['knobs'], vars(run.c), state_of(run)
-    changed = {knob: f'{knob} was {was[knob]!r}, now {now.get(knob)!r}' for knob in was if was[knob] != now.get(knob)}
-    refused = [change for knob, change in changed.items() if knob in FIXED]
-    refused += [f'another {name}' for name in ('corpus', 'vocabulary') if saved[name] != state[name]]
-    if refused:
-        sys.exit(f'cannot resume: {"; ".join(refused)}. Use the command of the first run, or another --out_dir.')
-    run.model.load_state_dict(saved['model'])
-    for optimizer, its_state in zip(run.optimizers, saved['optimizers'], strict=True):
-        optimizer.load_state_dict(its_state)
-    if run.ema:
-        run.ema.load_state_dict(saved['ema'])
-    if saved['scaler']:  # one that was off has no state
-        run.scaler.load_state_dict(saved['scaler'])
-    run.step = saved['step']
-    return [change for knob, change in changed.items() if knob not in ('out_dir', 'init_from', 'overwrite')]
+def move_aside(out_dir):
+    """Rename the run that --overwrite gives up; save deletes it after the new run's first checkpoint."""
+    for name in RUN if (out_dir / 'ckpt.pt').exists() else ():
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(out_dir / name, out_dir / f'{name}.old')
 
 
 def open_metrics(out_dir, step):
-    """metrics.jsonl to append to: a JSON object per line, cut back to the step from which the run goes on."""
+    """metrics.jsonl, opened to append JSON objects, one a line, after what was recorded up to this step."""
     path, kept = out_dir / 'metrics.jsonl', ''
     lines = path.read_text(encoding='utf-8', errors='replace') if path.exists() else ''
     for line in lines.splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged line is cut off
-            kept += (line + '\n') * (json.loads(line)['step'] <= step)
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged line is left out
+            kept += f'{line}\n' if json.loads(line)['step'] <= step else ''
     if kept != lines:
         new = out_dir / 'metrics.jsonl.new'
         new.write_text(kept, encoding='utf-8')
-        os.replace(new, path)  # all at once: a kill loses no line
+        os.replace(new, path)  # atomic: a kill loses no line
     return open(path, 'a', buffering=1, encoding='utf-8')
 
 
 def record(metrics, **numbers):
-    """Add a line; a number that is not finite is null, since JSON has no other word for it."""
+    """Append a line; a number that is not finite becomes null, since JSON has neither NaN nor infinity."""
     finite = {name: n if n is None or math.isfinite(n) else None for name, n in numbers.items()}
     try:
         metrics.write(json.dumps(finite) + '\n')
@@ -144,20 +150,41 @@ def record(metrics, **numbers):
 
 @contextlib.contextmanager
 def signals_caught():
-    """A list to which the first SIGINT, SIGTERM or SIGHUP inside is added; the next one quits at once."""
+    """A list that receives the first SIGINT, SIGTERM or SIGHUP; the next one quits at once."""
     signals = []
 
     def remember(signum, frame):
         signals.append(signum)
-        os.write(2, b'\nfinishing this step, then saving; once more to quit at once\n')  # print is not for handlers
+        os.write(2, b'\nfinishing this step, then saving; once more to quit at once\n')  # print is unsafe in handlers
         for each in handlers:
             signal.signal(each, signal.SIG_DFL)
 
     signums = {signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM)}  # Windows has no SIGHUP
-    # one that is ignored stays so: nohup's SIGHUP
+    # an ignored signal stays ignored: nohup's SIGHUP
     handlers = {each: signal.signal(each, remember) for each in signums if signal.getsignal(each) != signal.SIG_IGN}
     try:
         yield signals
     finally:
         for each, handler in handlers.items():
             signal.signal(each, handler)
+
+
+def resume_command(*changes):
+    """This run's command with --init_from=resume and changed knobs, ready to paste."""
+    _, world_size = rank_and_world_size()
+    launcher = ['torchrun', f'--nproc_per_node={world_size}'] if world_size > 1 else ['python']
+    replaced = {'--init_from', '--overwrite', *(change.partition('=')[0] for change in changes)}
+    words = [word for word in sys.argv[1:] if word.partition('=')[0] not in replaced]
+    return shlex.join([*launcher, sys.argv[0], *words, '--init_from=resume', *changes])
+
+
+def next_commands(config, step):
+    """What can be done with a finished run, a command a line: sample from it, or train on."""
+    sample = shlex.join(['python', str(Path(sys.argv[0]).with_name('sample.py')), f'--out_dir={config.out_dir}'])
+    if config.max_iters is not None:
+        changes = [f'--max_iters={2 * step}']
+    elif config.stop_epoch and config.stop_epoch < config.epochs:
+        changes = [f'--stop_epoch={config.stop_epoch + 1}']
+    else:
+        changes = [f'--epochs={config.epochs + 1}', *(['--stop_epoch=None'] if config.stop_epoch else [])]
+    return f'sample more: {sample}\ntrain on:    {resume_command(*changes)}'

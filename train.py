@@ -1,11 +1,11 @@
-"""Train one row of the log, or a model of your own.
+"""Train one of the notebook's runs, or a model of your own.
 
-    python train.py config/best.py config/cpu.py           a coffee break on a laptop
-    python train.py config/swiglu.py                       a row of the log
-    python train.py config/swiglu.py --init_from=resume    go on where it was stopped
+    python train.py config/best.py config/cpu.py           a short run on a laptop
+    python train.py config/swiglu.py                       run 8 of the notebook
+    python train.py config/swiglu.py --init_from=resume    continue where it was stopped
     torchrun --nproc_per_node=4 train.py config/swiglu.py  one process per GPU
 
-Read it from top to bottom: knobs, checks, headline, step, loop, program. It needs all but sample.py and bench.py.
+Read it from top to bottom: settings, the training step, evaluation, the loop. What surrounds them stands last.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ import copy
 import itertools
 import math
 import os
-import shlex
 import statistics
 import sys
 import time
@@ -28,341 +27,369 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import checkpoint
-from configurator import configure, run_program
+from configurator import configure
 from data import Batches, open_corpus, validation_batches, vocab_size_of
-from machine import autocast, choose_machine, compile_model, over_processes, processes, say
+from machine import all_reduce, autocast, choose_machine, compile_model, print0, rank_and_world_size, run_program
 from model import build_model
 from optim import create_optimizers, learning_rate_at, update_average
 
-# ---- knobs: the log's row 5; a config file or --name=value changes them --------------------------------------------
+# ---- settings: the defaults are run 5; a config file or --name=value changes them ----------------------------------
 
 # the run
-out_dir: str | None = None  # where the run is kept; None: out/ + the name of the config
-init_from: Literal['scratch', 'resume', 'auto'] = 'scratch'  # 'resume': go on in out_dir; 'auto': if there is a run
-overwrite = False  # start over although out_dir holds a run, which is lost when the new one's first checkpoint is whole
+out_dir: str | None = None  # folder of the run; None: out/ + the name of the config
+init_from: Literal['scratch', 'resume', 'auto'] = 'scratch'  # 'resume': continue the run in out_dir; 'auto': if any
+overwrite = False  # start over although out_dir holds a run, which is deleted after the new run's first checkpoint
 seed = 1  # of the initial weights, the order of the data and dropout
-eval_interval = 500  # steps between evaluations, each followed by a checkpoint; epochs end with one anyway
+eval_interval = 500  # steps between evaluations, each followed by a checkpoint; every epoch ends with one, too
 log_interval = 20  # steps between log lines
 # data
-dataset = 'stdlib'  # a name that data.py prepared, a known name, or a path, which is prepared first
-batch_size = 20  # sequences per step, over all processes and micro-steps
+dataset = 'stdlib'  # a corpus that data.py prepared, a known name, or a path, which is prepared first
+batch_size = 20  # sequences per step, over all processes and micro-batches
 block_size = 1024  # tokens per sequence: the context length
-gradient_accumulation_steps = 1  # micro-steps that share the batch: the same update in less memory
+gradient_accumulation_steps = 1  # micro-batches that a batch is divided into: the same update in less memory
 # model
 model: Literal['flash', 'torch'] = 'flash'  # 'torch': PyTorch's tutorial model
 n_layer = 6  # blocks
 n_head = 5  # attention heads
-n_embd = 200  # width of the stream
-d_ff = 200  # width of the feed-forward: the log's "model width"
+n_embd = 200  # width of the residual stream
+d_ff = 200  # width of the feed-forward: the notebook's "model width"
 activation: Literal['gelu', 'swiglu'] = 'gelu'  # of the feed-forward
-position: Literal['rotary', 'learned'] = 'rotary'  # how a token's place enters
-dropout = 0.0  # share of activations set to 0 in training
+position: Literal['rotary', 'learned'] = 'rotary'  # position encoding
+dropout = 0.0  # probability with which an activation is zeroed in training; the rest is scaled by 1/(1-p)
 embedding_norm = False  # scale each token's embedding to a mean square of 1
-head_gate = False  # let each token turn each attention head up or down
-value_residual = False  # mix the first block's attention values into those of all others
+head_gate = False  # each token scales the output of each attention head by 0 to 2
+value_residual = False  # mix the first block's attention values into those of all later blocks
 attention: Literal['auto', 'flash', 'sdpa', 'chunked', 'naive'] = 'auto'  # see model.py; 'auto': see machine.py
 # optimizer
-optimizer: Literal['sgd', 'adamw', 'muon'] = 'adamw'  # 'muon' leaves what is no matrix of a layer to AdamW
-muon_steps: Literal[3, 5] = 5  # of its orthogonalisation
-muon_rms = 0.2  # root mean square of its step at a learning rate of 1; AdamW's is about 0.2
+optimizer: Literal['sgd', 'adamw', 'muon'] = 'adamw'  # 'muon': for the layers' 2-D weights, AdamW for the rest
+muon_steps: Literal[3, 5] = 5  # iterations of Muon's orthogonalization
+muon_rms = 0.2  # root mean square of Muon's update at a learning rate of 1; AdamW's is about 0.2
 learning_rate = 1e-4  # the peak, after warmup
-min_lr = 0.0  # where the cosine ends
-learning_rate_scale = 1.0  # multiplies both: a short run of the log's rows needs about 10
+min_lr = 0.0  # final learning rate of the cosine
+learning_rate_scale = 1.0  # multiplies learning_rate and min_lr; short runs need more than the notebook's
 lr_schedule: Literal['constant', 'cosine'] = 'cosine'  # what follows the warmup
 warmup_iters = 0  # steps of linear warmup
-weight_decay = 0.1  # on matrices and tables, not on vectors
+weight_decay = 0.1  # of embeddings and weight matrices, not of biases and norm gains
 grad_clip = 1.0  # largest norm of the whole gradient; 0: no clipping
-ema_decay = 0.0  # of the moving average of the weights; 0: none
+ema_decay = 0.0  # of the exponential moving average of the weights; 0: no average
 epochs = 3  # passes over the data
-max_iters: int | None = None  # stop after so many steps instead of epochs; 0: print the headline only
+stop_epoch: int | None = None  # stop after this epoch; the schedule still spans all epochs
+max_iters: int | None = None  # stop after this many steps, not after epochs; 0: only print what the run would be
 # machine
 device = 'auto'  # 'cpu', 'cuda', 'cuda:1', 'mps', or 'auto': cuda, else mps, else cpu
 dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'  # 'auto': the faster; a resumed run keeps its own
 compile: bool | None = None  # torch.compile the model; None: on CUDA only
 
-# ---- checks --------------------------------------------------------------------------------------------------------
-
-MAY_BE_0 = ('seed', 'warmup_iters', 'max_iters')  # every other whole number is at least 1
-BELOW_1 = ('dropout', 'ema_decay')
-FLASH_ONLY = ('activation', 'position', 'attention', 'embedding_norm', 'head_gate', 'value_residual')
-
-
-def check_knobs(c):
-    """Exit with one line if a number makes no sense, or if the chosen model would ignore a knob."""
-    for name, value in vars(c).items():
-        low = type(value) is int and name not in MAY_BE_0
-        high = 1 if name in BELOW_1 else 2**63 if type(value) is int else math.inf
-        if isinstance(value, (int, float)) and not low <= value < high:
-            sys.exit(f'{name} is {value}, expected {low:d} <= {name} < {high:.3g}.')
-        if name in FLASH_ONLY and getattr(c, 'model', '') == 'torch' and value != globals()[name]:
-            sys.exit(f"{name} is {value!r}, which model='torch' ignores: leave it out, or add --model=flash.")
-    if getattr(c, 'min_lr', 0) > getattr(c, 'learning_rate', 1):
-        sys.exit(f'min_lr is {c.min_lr}, expected at most the learning_rate, {c.learning_rate}.')
-
-
-def headline(c, vocab_size):
-    """What this run is, in the log's words."""
-    with torch.device('meta'):  # counted, not allocated
-        n_params = build_model(SimpleNamespace(**{**vars(c), 'attention': 'naive'}), vocab_size).num_params()
-    flash, rate = c.model == 'flash', float(f'{c.learning_rate * c.learning_rate_scale:.6g}')
-    rate = str(rate) if rate >= 0.01 else np.format_float_scientific(rate, trim='-', exp_digits=1)
-    words = [
-        f'{c.n_layer} layer {"(flash attention) " if flash else ""}transformer ({n_params} parameters)',
-        'swiglu activation' if c.activation == 'swiglu' else '',
-        f'model width {c.d_ff}' if c.d_ff >= 2 * c.n_embd else '',  # the log names it where it is the news
-        f'{c.position} position embeddings' if flash else '',
-        'embedding norm' if c.embedding_norm else '',
-        'head gates' if c.head_gate else '',
-        'value residual' if c.value_residual else '',
-        f'batch size {c.batch_size}',
-        f'{ {"sgd": "SGD", "adamw": "Adam", "muon": "Muon"}[c.optimizer] } learning rate {rate}',
-        f'dropout {c.dropout}',
-        f'weight decay {c.weight_decay}' if c.weight_decay else '',
-        'cosine learning rate schedule' * (c.lr_schedule == 'cosine') + ' with warmup' * (c.warmup_iters > 0),
-        'ema' if c.ema_decay else '',
-    ]
-    return ', '.join(word for word in words if word)
-
-
 # ---- the training step ---------------------------------------------------------------------------------------------
 
 
 class Run:
-    """All that a training step touches."""
+    """The model, its optimizers and its data: everything that a training step changes or reads."""
 
-    def __init__(self, c, corpus):
-        shares = processes()[1] * c.gradient_accumulation_steps
-        if c.batch_size % shares:
-            sys.exit(f'batch_size is {c.batch_size}, expected a multiple of {shares}: of processes times micro-steps.')
-        self.c, self.corpus, self.device = c, corpus, torch.device(c.device)
-        self.batches = Batches(corpus.train, c.batch_size, c.block_size, c.seed, self.device)
-        self.total = c.epochs * self.batches.per_epoch if c.max_iters is None else c.max_iters
+    def __init__(self, config, corpus):
+        micro_batches = rank_and_world_size()[1] * config.gradient_accumulation_steps
+        if config.batch_size % micro_batches:
+            sys.exit(f'batch_size is {config.batch_size}, expected a multiple of {micro_batches}, the processes times '
+                     'gradient_accumulation_steps.')  # fmt: skip
+        self.config = config
+        self.corpus = corpus
+        self.device = torch.device(config.device)
+        self.batches = Batches(corpus.train, config.batch_size, config.block_size, config.seed, self.device)
         self.step = 0  # updates done
-        self.model = build_model(c, corpus.encoding.n_vocab).to(self.device)
-        dtype = torch.bfloat16 if c.dtype == 'bfloat16' else torch.float32
-        muon = {'rms': c.muon_rms, 'steps': c.muon_steps, 'dtype': dtype}
-        self.optimizers = create_optimizers(self.model, c.optimizer, c.learning_rate, c.weight_decay, **muon)
-        self.ema = copy.deepcopy(self.model) if c.ema_decay else None
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=c.dtype == 'float16')
+        # the length of the schedule, and of the run
+        self.total_steps = config.epochs * self.batches.per_epoch if config.max_iters is None else config.max_iters
+        self.last_step = config.stop_epoch * self.batches.per_epoch if config.stop_epoch else self.total_steps
+        self.model = build_model(config, corpus.encoding.n_vocab).to(self.device)
+        dtype = torch.bfloat16 if config.dtype == 'bfloat16' else torch.float32
+        muon = {'rms': config.muon_rms, 'steps': config.muon_steps, 'dtype': dtype}
+        peak, decay = config.learning_rate, config.weight_decay
+        self.optimizers = create_optimizers(self.model, config.optimizer, peak, decay, **muon)
+        self.ema = copy.deepcopy(self.model) if config.ema_decay else None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.dtype == 'float16')
         x, y = self.micro_batches()
-        compile_model(self.model, x[0], y[0], c)
-        self.replica = DistributedDataParallel(self.model) if processes()[1] > 1 else self.model
+        compile_model(self.model, x[0], y[0], config)
+        self.ddp_model = DistributedDataParallel(self.model) if rank_and_world_size()[1] > 1 else self.model
 
     def micro_batches(self):
-        """This process's share of the step's inputs and targets, each in micro-batches."""
-        rank, world = processes()
-        micro_steps = self.c.gradient_accumulation_steps
-        return (tokens.chunk(world)[rank].chunk(micro_steps) for tokens in self.batches.at(self.step))
+        """This process's share of the step's inputs and targets: micro-batches of (B, T) each."""
+        rank, world_size = rank_and_world_size()
+        n = self.config.gradient_accumulation_steps
+        return (tokens.chunk(world_size)[rank].chunk(n) for tokens in self.batches.get_batch(self.step))
 
     def train_step(self):
-        """One update of the weights. Returns the batch's mean loss (of this process's share) and its gradient's norm,
-        as tensors: a step does not wait for the device."""
-        c, (rank, world) = self.c, processes()
-        lr = learning_rate_at(self.step, c.learning_rate, c.min_lr, c.warmup_iters, self.total, c.lr_schedule)
-        if c.dropout:  # a pure function of (seed, step, rank): no generator's state has to be saved to repeat it
-            torch.manual_seed(int(np.random.SeedSequence((c.seed, self.step, rank)).generate_state(1)[0]))
-        x, y = self.micro_batches()
-        if c.compile:  # a recorded step may write over what the step before returned
+        """One update of the weights. Returns the mean loss of this process's share of the batch and the gradient's
+        norm, as tensors: a step does not wait for the device."""
+        config = self.config
+        rank, world_size = rank_and_world_size()
+        lr = learning_rate_at(self.step, config.learning_rate, config.min_lr, config.warmup_iters, self.total_steps,
+                              config.lr_schedule)  # fmt: skip
+        if config.dropout:  # seeded by (seed, step, rank), so that a resumed run repeats it without a saved state
+            torch.manual_seed(int(np.random.SeedSequence((config.seed, self.step, rank)).generate_state(1)[0]))
+        if config.compile:  # a replayed CUDA graph may overwrite what the step before returned
             torch.compiler.cudagraph_mark_step_begin()
+        x, y = self.micro_batches()
         batch_loss = 0.0
-        for i in range(c.gradient_accumulation_steps):
-            if world > 1:  # the processes exchange gradients once per step
-                self.replica.require_backward_grad_sync = i == c.gradient_accumulation_steps - 1
-            with autocast(c):
-                loss = self.replica(x[i], y[i]) / c.gradient_accumulation_steps
+        for i in range(config.gradient_accumulation_steps):
+            if world_size > 1:  # the processes exchange gradients once per step, after the last micro-batch
+                self.ddp_model.require_backward_grad_sync = i == config.gradient_accumulation_steps - 1
+            with autocast(config):
+                loss = self.ddp_model(x[i], y[i]) / config.gradient_accumulation_steps
             self.scaler.scale(loss).backward()
             batch_loss = batch_loss + loss.detach()
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group['lr'] = lr * c.learning_rate_scale
+                group['lr'] = lr * config.learning_rate_scale
             self.scaler.step(optimizer)
             optimizer.zero_grad()
         self.scaler.update()
         if self.ema:
-            update_average(self.ema, self.model, c.ema_decay, self.step)
+            update_average(self.ema, self.model, config.ema_decay, self.step)
         self.step += 1
         return batch_loss, norm
 
     @torch.no_grad()
     def evaluate(self, model):
-        """The model's loss in nats per token over every validation token once; the processes share the work."""
-        (rank, world), total = processes(), torch.zeros((), device=self.device)
-        # more than a step's in a coffee break: small batches take 1.4 times as long
-        rows = max(self.c.batch_size // world // self.c.gradient_accumulation_steps, 4096 // self.c.block_size)
+        """The model's loss in nats per token over all validation tokens; the processes share the work."""
+        rank, world_size = rank_and_world_size()
+        # at least 4096 tokens at a time: the small batches of a short run take 1.4 times as long
+        sequences = max(self.config.batch_size // world_size // self.config.gradient_accumulation_steps,
+                        4096 // self.config.block_size)  # fmt: skip
+        batches = validation_batches(self.corpus.val.to(self.device), sequences, self.config.block_size)
+        loss_sum = torch.zeros((), device=self.device)
         model.eval()
-        for i, (x, y) in enumerate(validation_batches(self.corpus.val.to(self.device), rows, self.c.block_size)):
-            if i % world == rank:
-                if self.c.compile:
-                    torch.compiler.cudagraph_mark_step_begin()
-                with autocast(self.c):
-                    total += model(x, y) * (y >= 0).sum()
+        for x, y in itertools.islice(batches, rank, None, world_size):
+            if self.config.compile:
+                torch.compiler.cudagraph_mark_step_begin()
+            with autocast(self.config):
+                loss_sum += model(x, y) * (y >= 0).sum()
         model.train()
-        return over_processes(total).item() / (len(self.corpus.val) - 1)
+        return all_reduce(loss_sum).item() / (len(self.corpus.val) - 1)
 
 
 # ---- the loop ------------------------------------------------------------------------------------------------------
 
 
 def train(run, signals):
-    """Train until run.total steps are done or there is a signal; returns the signal's number, or 0."""
-    c, out_dir, per_epoch, is_first = run.c, Path(run.c.out_dir), run.batches.per_epoch, processes()[0] == 0
-    metrics = checkpoint.open_metrics(out_dir, run.step) if is_first else open(os.devnull, 'w', encoding='utf-8')
-    bar = tqdm(total=run.total, initial=run.step, unit='batch', disable=None if is_first else True)
-    losses, seconds = [], []  # of each step since the last evaluation: (loss, gradient norm), and its time
+    """Train until run.last_step or until a signal is caught; returns the signal's number, or 0."""
+    config, out_dir = run.config, Path(run.config.out_dir)
+    is_master = rank_and_world_size()[0] == 0
+    metrics = checkpoint.open_metrics(out_dir, run.step) if is_master else open(os.devnull, 'w', encoding='utf-8')
+    bar = tqdm(total=run.last_step, initial=run.step, unit='batch', disable=None if is_master else True)
+    losses = []  # of each step since the last evaluation: (loss, gradient norm)
+    seconds = []  # and how long it took
     while True:
-        # chores come before the step, so that the last update is evaluated and saved like every other
-        finished = run.step >= run.total
-        signum = int(over_processes(signals[0] if signals else 0, dist.ReduceOp.MAX))  # all stop at the same step
-        evaluates = losses and (finished or run.step % c.eval_interval == 0 or run.step % per_epoch == 0)
-        if losses and (evaluates or signum):
-            numbers = read_losses(run, losses)  # exits if it has diverged; an evaluation judges the last update, too
-        if evaluates:
-            report(run, metrics, numbers, seconds)
+        # evaluated, saved and stopped at the top, so that the last update is evaluated and saved like every other
+        finished = run.step >= run.last_step
+        signum = int(all_reduce(signals[0] if signals else 0, dist.ReduceOp.MAX))  # all processes stop at one step
+        due = finished or run.step % config.eval_interval == 0 or run.step % run.batches.per_epoch == 0
+        should_evaluate = due and bool(losses)
+        if losses and (should_evaluate or signum):
+            losses_and_norms = read_losses(run, losses)  # exits if it has diverged
+        if should_evaluate:
+            evaluate_and_log(run, metrics, losses_and_norms, seconds)
             losses, seconds = [], []
-        if is_first and (evaluates or signum):
-            checkpoint.save(out_dir, checkpoint.state_of(run))
+        if is_master and (should_evaluate or signum):
+            checkpoint.save(out_dir, checkpoint.capture_state(run))
         if finished or signum:
             bar.close()
             return signum
 
         start = time.perf_counter()
         losses.append(run.train_step())
-        logs = run.step % c.log_interval == 0
-        numbers = read_losses(run, losses[-c.log_interval :]) if logs else None  # the only wait for a GPU that is timed
+        should_log = run.step % config.log_interval == 0
+        if should_log:
+            losses_and_norms = read_losses(run, losses[-config.log_interval :])  # waits for a GPU, which is timed, too
         seconds.append(time.perf_counter() - start)
         bar.update()
-        if logs:
-            log(run, metrics, numbers, seconds[-c.log_interval :])
+        if should_log:
+            log_step(run, metrics, losses_and_norms, seconds[-config.log_interval :])
 
 
 def read_losses(run, losses):
     """The losses and gradient norms of the steps up to this one, means over the processes: (steps, 2), on the CPU.
-    Exits at the first that is not finite; but a scaler may skip a few gradients that are not."""
-    numbers = over_processes(torch.stack([torch.stack(pair) for pair in losses])).cpu() / processes()[1]
-    skips = run.scaler.is_enabled() and run.scaler.get_scale() >= 1  # below, it has skipped one step after the other
-    finite = (numbers[:, :1] if skips else numbers).isfinite().all(dim=1).tolist()
+    Exits at the first that is not finite, except that a scaler may skip a few gradients that are not."""
+    losses_and_norms = all_reduce(torch.stack([torch.stack(pair) for pair in losses])).cpu() / rank_and_world_size()[1]
+    may_skip = run.scaler.is_enabled() and run.scaler.get_scale() >= 1  # below, it has skipped one step after another
+    finite = (losses_and_norms[:, :1] if may_skip else losses_and_norms).isfinite().all(dim=1).tolist()
     if not all(finite):
         i = finite.index(False)
-        (loss, norm), step = numbers[i].tolist(), run.step - len(losses) + i + 1
-        diverged(run, f'loss {loss:.4g} and gradient norm {norm:.4g} at step {step}')
-    return numbers
+        loss, norm = losses_and_norms[i].tolist()
+        exit_diverged(run, f'loss {loss:.4g} and gradient norm {norm:.4g} at step {run.step - len(losses) + i + 1}')
+    return losses_and_norms
 
 
-def diverged(run, what):
-    """Exit: the weights are worth nothing any more."""
-    sys.exit(f'{what}: likely float16, too short a warmup, or too high a learning_rate; '
-             f'try {run.c.learning_rate / 2}. What was saved is kept.')  # fmt: skip
+def exit_diverged(run, reason):
+    """Exit before weights that are not finite are saved."""
+    sys.exit(f'{reason}: likely float16, too short a warmup, or too high a learning_rate; '
+             f'try {run.config.learning_rate / 2}. What was saved is kept.')  # fmt: skip
 
 
-def log(run, metrics, numbers, seconds):
-    """Print and record a line about the last steps: their losses and norms, their times."""
-    loss, norm = numbers[:, 0].mean().item(), numbers[-1, 1].item()
+def log_step(run, metrics, losses_and_norms, seconds):
+    """Print and record one line about the last steps: their losses, the gradient's norm, their times."""
+    loss, norm = losses_and_norms[:, 0].mean().item(), losses_and_norms[-1, 1].item()
     epoch, i = divmod(run.step - 1, run.batches.per_epoch)
     lr, ms = run.optimizers[0].param_groups[0]['lr'], statistics.mean(seconds) * 1e3
-    say(f'epoch {epoch + 1:2d} | {i + 1:5d}/{run.batches.per_epoch} batches | lr {lr:.2e} | ms/batch {ms:6.1f} | '
-        f'loss {loss:6.3f} | gradient norm {norm:5.2f}')  # fmt: skip
+    print0(f'epoch {epoch + 1:2d} | {i + 1:5d}/{run.batches.per_epoch} batches | lr {lr:.2e} | ms/batch {ms:6.1f} | '
+           f'loss {loss:6.3f} | gradient norm {norm:5.2f}')  # fmt: skip
     checkpoint.record(metrics, step=run.step, epoch=epoch + 1, lr=lr, ms_per_batch=ms, loss=loss, grad_norm=norm)
-    minutes = (run.total - run.step) * statistics.median(seconds) / 60
-    if run.device.type == 'cpu' and run.step == run.c.log_interval and minutes > 15:
-        say(f'    about {minutes:.0f} minutes left; config/cpu.py after the config makes it a coffee break')
+    minutes = (run.last_step - run.step) * statistics.median(seconds) / 60
+    if run.device.type == 'cpu' and run.step == run.config.log_interval and minutes > 15:
+        small = run.config.batch_size * run.config.block_size <= 768 or 'cpu' in (Path(arg).stem for arg in sys.argv)
+        advice = 'config/cpu.py after the config makes it a short run'
+        if small:
+            advice = 'on a busy machine, set OMP_NUM_THREADS to the number of idle cores'
+        print0(f'    about {minutes:.0f} minutes left; {advice}')
 
 
-def report(run, metrics, numbers, seconds):
-    """Evaluate the model and its average; print the log's line and the details, and record them. Exits if the last
-    step left weights that give no finite loss."""
-    train_loss, val = numbers[:, 0].mean().item(), run.evaluate(run.model)
+def evaluate_and_log(run, metrics, losses_and_norms, seconds):
+    """Evaluate the model and its average; print and record the results. Exits if the loss is not finite."""
+    train_loss, val = losses_and_norms[:, 0].mean().item(), run.evaluate(run.model)
     if not math.isfinite(val):
-        diverged(run, f'validation loss {val} after step {run.step}')
+        exit_diverged(run, f'validation loss {val} after step {run.step}')
     ema = run.evaluate(run.ema) if run.ema else None
-    epoch, speed = run.step / run.batches.per_epoch, run.c.batch_size * run.c.block_size / statistics.mean(seconds)
+    epoch = run.step / run.batches.per_epoch
+    speed = run.config.batch_size * run.config.block_size / statistics.mean(seconds)
     per_byte = val * len(run.corpus.val) / run.corpus.val_bytes / math.log(2)
-    say(f'epoch {epoch:.3g} loss: {val:.2f}' + (f' ema_loss: {ema:.2f}' if run.ema else ''))
-    say(f'    training loss {train_loss:.3f} | {per_byte:.3f} bits per byte | {speed:,.0f} tokens/s')
+    losses = f'loss: {val:.2f}' + (f' ema_loss: {ema:.2f}' if run.ema else '')
+    print0(f'epoch {epoch:.0f} {losses}' if epoch % 1 == 0 else f'step {run.step} {losses} ({epoch:.3g} epochs)')
+    print0(f'    training loss {train_loss:.3f} | {per_byte:.3f} bits per byte | {speed:,.0f} tokens/s')
     checkpoint.record(metrics, step=run.step, epoch=epoch, val_loss=val, ema_loss=ema, train_loss=train_loss,
                       bits_per_byte=per_byte, tokens_per_s=speed)  # fmt: skip
 
 
 # ---- the program ---------------------------------------------------------------------------------------------------
 
+MAY_BE_0 = ('seed', 'warmup_iters', 'max_iters')  # every other whole number is at least 1
+BELOW_1 = ('dropout', 'ema_decay')
+FLASH_ONLY = ('activation', 'position', 'attention', 'embedding_norm', 'head_gate', 'value_residual')
+WORDS = {  # the notebook's, in its order; what is 0, False or '' goes unmentioned
+    'n_layer': '{n_layer} layer {kind}transformer ({n_params} parameters)', 'swiglu': 'swiglu activation',
+    'is_wide': 'model width {d_ff}', 'kind': '{position} position embeddings', 'embedding_norm': 'embedding norm',
+    'head_gate': 'head gates', 'value_residual': 'value residual',
+    'batch_size': 'batch size {batch_size}, {optimizer} learning rate {rate}, dropout {dropout}',
+    'weight_decay': 'weight decay {weight_decay}', 'schedule': '{schedule}', 'ema_decay': 'ema',
+}  # fmt: skip
 
-def write_text(net, encoding, prompt, max_new_tokens, c, **options):
-    """The continuation of a prompt by a model of the knobs c, up to <|endoftext|>. options: those of model.generate."""
-    net.eval()
-    ids = [encoding.eot_token, *encoding.encode_ordinary(prompt)]  # the start of a document
-    with autocast(c):
-        tokens = map(torch.Tensor.item, net.generate(torch.tensor([ids], device=c.device), max_new_tokens, **options))
-        return encoding.decode(list(itertools.takewhile(lambda token: token != encoding.eot_token, tokens)))
+
+def check_numbers(config):
+    """Exit with one line if a number is out of its range."""
+    for name, value in vars(config).items():
+        low = 1 if type(value) is int and name not in MAY_BE_0 else 0
+        high = 2**63 if type(value) is int else 1 if name in BELOW_1 else math.inf
+        if isinstance(value, (int, float)) and not low <= value < high:
+            sys.exit(f'{name} is {value}, expected {low} <= {name} < {high:.3g}.')
 
 
-def set_up(c):
+def check_knobs(config):
+    """Exit with one line if a number is out of its range, if knobs contradict each other or if one has no effect."""
+    check_numbers(config)
+    if config.min_lr > config.learning_rate:
+        sys.exit(f'min_lr is {config.min_lr}, expected at most the learning_rate, {config.learning_rate}.')
+    if config.stop_epoch and config.max_iters:
+        sys.exit(f'stop_epoch is {config.stop_epoch} and max_iters is {config.max_iters}: leave one of them out.')
+    if config.stop_epoch and config.stop_epoch > config.epochs:
+        sys.exit(f'stop_epoch is {config.stop_epoch}, expected at most the epochs, {config.epochs}.')
+    for name in FLASH_ONLY:
+        value = getattr(config, name)
+        if config.model == 'torch' and value != globals()[name]:
+            sys.exit(f"{name} is {value!r}, which model='torch' ignores: leave it out, or add --model=flash.")
+
+
+def describe_run(config, vocab_size):
+    """What this run is, in the notebook's words."""
+    with torch.device('meta'):  # the parameters are counted, not allocated
+        net = build_model(SimpleNamespace(**vars(config) | {'attention': 'naive'}), vocab_size)
+    rate = float(f'{config.learning_rate * config.learning_rate_scale:.6g}')
+    schedule = {'cosine': 'cosine learning rate schedule', 'constant': ''}[config.lr_schedule]
+    values = vars(config) | {
+        'n_params': net.num_params(),
+        'kind': {'flash': '(flash attention) ', 'torch': ''}[config.model],
+        'swiglu': config.activation == 'swiglu',
+        'is_wide': config.d_ff >= 2 * config.n_embd,  # the notebook names the width of these alone
+        'optimizer': {'sgd': 'SGD', 'adamw': 'Adam', 'muon': 'Muon'}[config.optimizer],
+        'rate': rate if rate >= 0.01 else np.format_float_scientific(rate, trim='-', exp_digits=1),
+        'schedule': f'{schedule} with warmup' if config.warmup_iters else schedule,
+    }
+    return ', '.join(words.format(**values) for name, words in WORDS.items() if values[name])
+
+
+def set_up(config):
     """The Run that the knobs ask for, new or restored; prints what it is."""
-    rank, world = processes()
-    saved = checkpoint.load(c.out_dir) if c.init_from == 'resume' else None
-    why_dtype, attention = choose_machine(c, saved)
-    corpus = open_corpus(c.dataset, saved is not None) if rank == 0 else None  # it may prepare it; the others wait
-    if world > 1:
+    rank, world_size = rank_and_world_size()
+    saved = checkpoint.load(config.out_dir) if config.init_from == 'resume' else None
+    why_dtype, attention = choose_machine(config, saved)
+    # the first process may have to prepare the corpus, for which the others wait
+    corpus = open_corpus(config.dataset, allow_stale=saved is not None) if rank == 0 else None
+    if world_size > 1:
         dist.barrier()
-    run = Run(c, corpus or open_corpus(c.dataset, as_it_is=True))
-    say(headline(c, run.corpus.encoding.n_vocab))
-    say(f'device: {c.device}, {c.dtype}{why_dtype}' + ', compiled' * c.compile + f', {world} processes' * (world > 1))
-    say(f'attention: {attention}')
-    say(f'corpus: {c.dataset}, {len(run.corpus.train):,} tokens, {run.batches.per_epoch:,} batches per epoch, '
-        f'{run.total:,} in all' + ' (by max_iters, not by epochs)' * (c.max_iters is not None))  # fmt: skip
-    if run.total < 100 and c.max_iters is None:
-        say('    few steps to learn in: lower --batch_size and --block_size, or more --epochs')
+    run = Run(config, corpus or open_corpus(config.dataset, allow_stale=True))
+    print0(describe_run(config, run.corpus.encoding.n_vocab))
+    compiled = ', compiled' if config.compile else ''
+    processes = f', {world_size} processes' if world_size > 1 else ''
+    print0(f'device: {config.device}, {config.dtype}{why_dtype}{compiled}{processes}')
+    print0(f'attention: {attention}')
+    limit = f', stops after epoch {config.stop_epoch}' if config.stop_epoch else ''
+    limit = ' (by max_iters, not by epochs)' if config.max_iters else limit
+    print0(f'corpus: {run.corpus.description}, {len(run.corpus.train):,} tokens, {run.batches.per_epoch:,} batches per '
+           f'epoch, {run.total_steps:,} in all{limit}')  # fmt: skip
+    if run.last_step < 100 and config.max_iters is None:
+        print0('    few steps to learn in: lower --batch_size and --block_size, or more --epochs')
     if saved:
         for change in checkpoint.restore(run, saved):
-            say(f'resume: {change}')
-        say(f'resumed at step {run.step} of {run.total}')
+            print0(f'resume: {change}')
+        print0(f'resumed at step {run.step} of {run.last_step}')
     elif rank == 0:
-        checkpoint.move_aside(Path(c.out_dir))  # --overwrite, now that nothing can be refused any more
+        checkpoint.move_aside(Path(config.out_dir))  # --overwrite, now that nothing can be refused any more
     return run
 
 
-def resume_command(*more):
-    """The command of this run with --init_from=resume, to be pasted where this one was."""
-    launcher = ['torchrun', f'--nproc_per_node={processes()[1]}'] if processes()[1] > 1 else ['python']
-    words = [word for word in sys.argv[1:] if not word.startswith(('--init_from', '--overwrite'))]
-    return shlex.join([*launcher, sys.argv[0], *words, '--init_from=resume', *more])
+def write_text(net, encoding, prompt, max_new_tokens, config, **options):
+    """A model's continuation of a prompt, up to <|endoftext|>. config: the model's knobs; options: model.generate's."""
+    net.eval()
+    ids = [encoding.eot_token, *encoding.encode_ordinary(prompt)]  # the prompt is the start of a document
+    with autocast(config):
+        tokens = net.generate(torch.tensor([ids], device=config.device), max_new_tokens, **options)
+        ids = itertools.takewhile(lambda i: i != encoding.eot_token, map(torch.Tensor.item, tokens))
+        return encoding.decode(list(ids))
 
 
-def show(run):
-    """Print a sample of what a finished run writes, and what can be done with it."""
-    c, generator = run.c, torch.Generator(run.device).manual_seed(run.c.seed)
-    options = dict(c=c, temperature=0.8, top_k=50, generator=generator)
+def print_sample(run):
+    """Print a sample of what a finished run writes."""
+    generator = torch.Generator(run.device).manual_seed(run.config.seed)
+    options = dict(config=run.config, temperature=0.8, top_k=50, generator=generator)
     print(f'\n{write_text(run.ema or run.model, run.corpus.encoding, "", 200, **options)}\n')
-    sample = shlex.join(['python', str(Path(sys.argv[0]).with_name('sample.py')), f'--out_dir={c.out_dir}'])
-    print(f'sample more: {sample}')
-    longer = f'--epochs={c.epochs + 1}' if c.max_iters is None else f'--max_iters={2 * run.step}'
-    print(f'train on:    {resume_command(longer)}')
 
 
 def main():
-    c, files = configure([__file__], sys.argv[1:])
-    check_knobs(c)
-    if c.max_iters == 0:
-        say(headline(c, vocab_size_of(c.dataset)))
+    config, files = configure([__file__], sys.argv[1:])
+    check_knobs(config)
+    if config.max_iters == 0:
+        print0(describe_run(config, vocab_size_of(config.dataset)))
         return
-    c.out_dir = os.path.expanduser(c.out_dir or 'out/' + ('_'.join(Path(file).stem for file in files) or 'default'))
-    if c.init_from == 'resume' and c.overwrite:
-        sys.exit('--init_from=resume goes on with a run, --overwrite loses it: leave one of them out.')
-    if c.init_from == 'auto':
-        c.init_from = 'resume' if os.path.exists(f'{c.out_dir}/ckpt.pt') and not c.overwrite else 'scratch'
-    (rank, world), fresh = processes(), c.init_from == 'scratch' and not c.overwrite
-    with checkpoint.lock_folder(Path(c.out_dir), fresh) if rank == 0 else contextlib.nullcontext():
-        run = set_up(c)
+    config.out_dir = config.out_dir or 'out/' + ('_'.join(Path(file).stem for file in files) or 'default')
+    config.out_dir = os.path.expanduser(config.out_dir)
+    if config.init_from == 'resume' and config.overwrite:
+        sys.exit('--init_from=resume continues a run, --overwrite deletes it: leave one of them out.')
+    if config.init_from == 'auto':
+        is_there = os.path.exists(f'{config.out_dir}/ckpt.pt') and not config.overwrite
+        config.init_from = 'resume' if is_there else 'scratch'
+    is_new = config.init_from == 'scratch' and not config.overwrite
+    is_master = rank_and_world_size()[0] == 0
+    with checkpoint.lock_folder(Path(config.out_dir), is_new) if is_master else contextlib.nullcontext():
+        run = set_up(config)
         with checkpoint.signals_caught() as signals:
             signum = train(run, signals)
-        if rank == 0 and not signum:
-            show(run)
-        if world > 1:  # one that left at once could die while gloo still frees what it was handed
+        if is_master and not signum:
+            print_sample(run)
+            print(checkpoint.next_commands(config, run.step))
+        if dist.is_initialized():  # one process that left at once could die while gloo still frees what it was handed
             dist.barrier()
             dist.destroy_process_group()
     if signum:
-        say(f'stopped at step {run.step} and saved; go on with: {resume_command()}')
+        print0(f'stopped at step {run.step} and saved; continue with: {checkpoint.resume_command()}')
         sys.exit(128 + signum)
 
 

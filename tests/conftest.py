@@ -1,4 +1,4 @@
-"""What the tests share: a small corpus of their own, and train.py run on it in this process."""
+"""What the tests share: a small corpus of their own, train.py run on it in this process, and the list of configs."""
 
 import os
 import random
@@ -10,13 +10,19 @@ os.environ['OMP_NUM_THREADS'] = '1'  # before torch: several processes share the
 import pytest
 import torch
 
-import data
+import sources
 import train
-from configurator import run_program
+from machine import run_program
 from model import LanguageModel
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest in a script's background was told to ignore it
 REPO = train.__file__.removesuffix('/train.py')
+# by name: a config of your own beside them does not concern the tests
+NOTEBOOK = ('sgd adam cosine flash weight_decay dropout_weight_decay ema swiglu deep wide swiglu_18 warmup '
+            'learning_rate swiglu_23 learned').split()  # fmt: skip
+CLIMB = ('best_1_rate best_2_muon best_3_rotary best_4_faster best_5_embedding_norm best_6_head_gate '
+         'best_7_rates best_8_three_steps best').split()  # fmt: skip
+CONFIGS = [*NOTEBOOK, *CLIMB, 'best_97m', 'cpu']
 WORDS = 'the a ladder log row model token learns reads writes and or not flash small large def return if else'.split()
 SMALL = ['--n_layer=2', '--n_head=2', '--n_embd=16', '--d_ff=24', '--block_size=16', '--batch_size=4', '--device=cpu',
          '--eval_interval=1000', '--log_interval=5', '--max_iters=10', '--learning_rate=1e-2',
@@ -35,7 +41,7 @@ def workplace(tmp_path_factory):
     make_text(folder / 'tiny.txt')
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        data.prepare('tiny.txt')
+        sources.prepare('tiny.txt')
     return folder
 
 

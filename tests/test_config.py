@@ -4,24 +4,24 @@ import functools
 import importlib
 import itertools
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import CLIMB, CONFIGS, NOTEBOOK
 
 import train
 from configurator import configure
 
 HOME = Path(train.__file__).parent
-ROWS = ('sgd adam cosine flash weight_decay dropout_weight_decay ema swiglu deep wide swiglu_18 warmup learning_rate '
-        'swiglu_23 learned').split()  # fmt: skip
 PARENT_ROWS = [None, 1, 2, 3, 4, 5, 5, 5, 5, 5, 8, 8, 12, 13, 13]
-RUNGS = ('best_1_rate best_2_muon best_3_rotary best_4_faster best_5_embedding_norm best_6_head_gate '
-         'best_7_rates best_8_three_steps best').split()  # fmt: skip
 
-NAMES = {f'row {i}': name for i, name in enumerate(ROWS, 1)} | {f'rung {i}': name for i, name in enumerate(RUNGS, 1)}
+NAMES = {f'row {i}': name for i, name in enumerate(NOTEBOOK, 1)} | {
+    f'rung {i}': name for i, name in enumerate(CLIMB, 1)
+}
 PLACES = {name: place for place, name in NAMES.items()} | {'best_97m': 'past the log'}
-PARENTS = {name: f'row {parent}' for name, parent in zip(ROWS, PARENT_ROWS, strict=True) if parent}
-PARENTS |= {name: f'rung {i}' if i else 'row 15' for i, name in enumerate(RUNGS)} | {'best_97m': 'row 14'}
+PARENTS = {name: f'row {parent}' for name, parent in zip(NOTEBOOK, PARENT_ROWS, strict=True) if parent}
+PARENTS |= {name: f'rung {i}' if i else 'row 15' for i, name in enumerate(CLIMB)} | {'best_97m': 'row 14'}
 
 README = (HOME / 'config/README.md').read_text()
 LESSONS = dict(section.split('\n', 1) for section in re.split('^## ', README, flags=re.MULTILINE)[1:])
@@ -68,7 +68,14 @@ def test_the_cpu_overlay_sets_sizes_and_hides_no_difference():
 def test_every_config_has_its_lesson_in_the_order_of_the_log():
     lessons = {name: f'{place.capitalize()}: {name}' for name, place in PLACES.items()} | {'cpu': 'Overlay: cpu'}
     assert list(LESSONS) == list(lessons.values())
-    assert lessons.keys() == {path.stem for path in HOME.glob('config/*.py')}
+    assert lessons.keys() == set(CONFIGS)
+
+
+def test_the_list_of_configs_is_that_of_git():
+    listed = subprocess.run(['git', 'ls-files', 'config/*.py'], cwd=HOME, capture_output=True, text=True)
+    if listed.returncode or not listed.stdout:
+        pytest.skip('no git repository')
+    assert {Path(name).stem for name in listed.stdout.split()} == set(CONFIGS)
 
 
 @pytest.mark.parametrize('heading', LESSONS)
@@ -110,9 +117,16 @@ def test_what_the_pytorch_model_would_ignore_is_refused(knob):
     ('--dropout=1', '0 <= dropout < 1.'), ('--ema_decay=1', '0 <= ema_decay < 1.'),
     ('--n_layer=0', '1 <= n_layer < '), ('--seed=9223372036854775808', '0 <= seed < 9.22e'),
     ('--learning_rate=-1', '0 <= learning_rate < '), ('--lr_schedule=linear', "'constant' or 'cosine'"),
-    ('--min_lr=1', 'at most the learning_rate, 0.0001'),
+    ('--min_lr=1', 'at most the learning_rate, 0.0001'), ('--stop_epoch=0', '1 <= stop_epoch < '),
+    ('--stop_epoch=4', 'at most the epochs, 3'),
 ])  # fmt: skip
 def test_a_value_that_makes_no_sense_is_refused(flag, words):
     with pytest.raises(SystemExit, match=f'{flag[2:].partition("=")[0]} is .*, expected {words}') as refusal:
         train.check_knobs(configure([train.__file__], [flag])[0])
     assert '\n' not in refusal.value.code
+
+
+def test_stopping_after_an_epoch_and_after_steps_exclude_each_other():
+    with pytest.raises(SystemExit, match='^stop_epoch is 2 and max_iters is 9: leave one of them out.$'):
+        train.check_knobs(configure([train.__file__], ['--stop_epoch=2', '--max_iters=9'])[0])
+    train.check_knobs(configure([train.__file__], ['--stop_epoch=2', '--max_iters=0'])[0])  # only describes the run
