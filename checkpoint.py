@@ -41,7 +41,7 @@ def capture_state(run):
 
 def restore(run, saved):
     """Load a saved state into a run; returns a text for each knob that differs. Exits if that makes it another run."""
-    old, new = saved['knobs'], vars(run.config)
+    old, new = saved['knobs'], vars(run.config)  # knobs
     current = capture_state(run)
     changed = {knob: f'{knob} was {old[knob]!r}, now {new.get(knob)!r}' for knob in old if old[knob] != new.get(knob)}
     refused = [change for knob, change in changed.items() if knob in FIXED]
@@ -127,7 +127,8 @@ def move_aside(out_dir):
 
 def open_metrics(out_dir, step):
     """metrics.jsonl, opened to append JSON objects, one a line, after what was recorded up to this step."""
-    path, kept = out_dir / 'metrics.jsonl', ''
+    path = out_dir / 'metrics.jsonl'
+    kept = ''
     lines = path.read_text(encoding='utf-8', errors='replace') if path.exists() else ''
     for line in lines.splitlines():
         with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged line is left out

@@ -18,8 +18,6 @@ from tqdm import tqdm
 
 from model import build_model
 
-# ---- one machine: what 'auto' means --------------------------------------------------------------------------------
-
 
 def choose_machine(config, saved=None):
     """Replace 'auto' in device, dtype and attention by what this computer has, and join the other processes. A saved
@@ -150,9 +148,6 @@ def keep_freed_memory():
             ctypes.CDLL(None).mallopt(option, value)
 
 
-# ---- several processes ---------------------------------------------------------------------------------------------
-
-
 def rank_and_world_size():
     """(this process's rank, the number of processes), as torchrun sets them."""
     return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
@@ -182,9 +177,6 @@ def print0(line):
     """Print a line above the progress bar, from the first process only."""
     if rank_and_world_size()[0] == 0:
         tqdm.write(line)
-
-
-# ---- how a program ends --------------------------------------------------------------------------------------------
 
 
 def run_program(main):

@@ -174,18 +174,18 @@ class Run:
 
 def train(run, signals):
     """Train until run.last_step or until a signal is caught; returns the signal's number, or 0."""
-    config, out_dir = run.config, Path(run.config.out_dir)
+    config = run.config
+    out_dir = Path(config.out_dir)
     is_master = rank_and_world_size()[0] == 0
     metrics = checkpoint.open_metrics(out_dir, run.step) if is_master else open(os.devnull, 'w', encoding='utf-8')
     bar = tqdm(total=run.last_step, initial=run.step, unit='batch', disable=None if is_master else True)
-    losses = []  # of each step since the last evaluation: (loss, gradient norm)
-    seconds = []  # and how long it took
+    losses, seconds = [], []  # of the steps since the last evaluation: (loss, gradient norm) pairs, and durations
     while True:
-        # evaluated, saved and stopped at the top, so that the last update is evaluated and saved like every other
+        # evaluate, save and stop at the top of the loop, so that this is done after the last update as well
         finished = run.step >= run.last_step
         signum = int(all_reduce(signals[0] if signals else 0, dist.ReduceOp.MAX))  # all processes stop at one step
-        due = finished or run.step % config.eval_interval == 0 or run.step % run.batches.per_epoch == 0
-        should_evaluate = due and bool(losses)
+        is_due = run.step % config.eval_interval == 0 or run.step % run.batches.per_epoch == 0
+        should_evaluate = bool(losses) and (finished or is_due)
         if losses and (should_evaluate or signum):
             losses_and_norms = read_losses(run, losses)  # exits if it has diverged
         if should_evaluate:
@@ -201,7 +201,7 @@ def train(run, signals):
         losses.append(run.train_step())
         should_log = run.step % config.log_interval == 0
         if should_log:
-            losses_and_norms = read_losses(run, losses[-config.log_interval :])  # waits for a GPU, which is timed, too
+            losses_and_norms = read_losses(run, losses[-config.log_interval :])  # waits for the GPU, so it is timed
         seconds.append(time.perf_counter() - start)
         bar.update()
         if should_log:
@@ -227,26 +227,29 @@ def exit_diverged(run, reason):
              f'try {run.config.learning_rate / 2}. What was saved is kept.')  # fmt: skip
 
 
+BUSY = 'on a busy machine, set OMP_NUM_THREADS to the number of idle cores'
+LONG = 'config/cpu.py after the config makes it a short run'
+
+
 def log_step(run, metrics, losses_and_norms, seconds):
     """Print and record one line about the last steps: their losses, the gradient's norm, their times."""
     loss, norm = losses_and_norms[:, 0].mean().item(), losses_and_norms[-1, 1].item()
     epoch, i = divmod(run.step - 1, run.batches.per_epoch)
-    lr, ms = run.optimizers[0].param_groups[0]['lr'], statistics.mean(seconds) * 1e3
+    lr = run.optimizers[0].param_groups[0]['lr']
+    ms = statistics.mean(seconds) * 1e3
     print0(f'epoch {epoch + 1:2d} | {i + 1:5d}/{run.batches.per_epoch} batches | lr {lr:.2e} | ms/batch {ms:6.1f} | '
            f'loss {loss:6.3f} | gradient norm {norm:5.2f}')  # fmt: skip
     checkpoint.record(metrics, step=run.step, epoch=epoch + 1, lr=lr, ms_per_batch=ms, loss=loss, grad_norm=norm)
     minutes = (run.last_step - run.step) * statistics.median(seconds) / 60
     if run.device.type == 'cpu' and run.step == run.config.log_interval and minutes > 15:
-        small = run.config.batch_size * run.config.block_size <= 768 or 'cpu' in (Path(arg).stem for arg in sys.argv)
-        advice = 'config/cpu.py after the config makes it a short run'
-        if small:
-            advice = 'on a busy machine, set OMP_NUM_THREADS to the number of idle cores'
-        print0(f'    about {minutes:.0f} minutes left; {advice}')
+        is_small = run.config.batch_size * run.config.block_size <= 768 or 'cpu' in (Path(a).stem for a in sys.argv)
+        print0(f'    about {minutes:.0f} minutes left; {BUSY if is_small else LONG}')
 
 
 def evaluate_and_log(run, metrics, losses_and_norms, seconds):
     """Evaluate the model and its average; print and record the results. Exits if the loss is not finite."""
-    train_loss, val = losses_and_norms[:, 0].mean().item(), run.evaluate(run.model)
+    train_loss = losses_and_norms[:, 0].mean().item()
+    val = run.evaluate(run.model)
     if not math.isfinite(val):
         exit_diverged(run, f'validation loss {val} after step {run.step}')
     ema = run.evaluate(run.ema) if run.ema else None
@@ -311,7 +314,7 @@ def describe_run(config, vocab_size):
         'is_wide': config.d_ff >= 2 * config.n_embd,  # the notebook names the width of these alone
         'optimizer': {'sgd': 'SGD', 'adamw': 'Adam', 'muon': 'Muon'}[config.optimizer],
         'rate': rate if rate >= 0.01 else np.format_float_scientific(rate, trim='-', exp_digits=1),
-        'schedule': f'{schedule} with warmup' if config.warmup_iters else schedule,
+        'schedule': f'{schedule} with warmup'.strip() if config.warmup_iters else schedule,
     }
     return ', '.join(words.format(**values) for name, words in WORDS.items() if values[name])
 
@@ -374,8 +377,8 @@ def main():
     if config.init_from == 'resume' and config.overwrite:
         sys.exit('--init_from=resume continues a run, --overwrite deletes it: leave one of them out.')
     if config.init_from == 'auto':
-        is_there = os.path.exists(f'{config.out_dir}/ckpt.pt') and not config.overwrite
-        config.init_from = 'resume' if is_there else 'scratch'
+        resumes = os.path.exists(f'{config.out_dir}/ckpt.pt') and not config.overwrite
+        config.init_from = 'resume' if resumes else 'scratch'
     is_new = config.init_from == 'scratch' and not config.overwrite
     is_master = rank_and_world_size()[0] == 0
     with checkpoint.lock_folder(Path(config.out_dir), is_new) if is_master else contextlib.nullcontext():
