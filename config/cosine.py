@@ -1,6 +1,6 @@
-# Row 3: row 2 with a learning rate that falls along a cosine. The log: 2.87 2.86 2.85.
+# Run 3: run 2 with a learning rate that falls to 0 along a cosine. Notebook: 2.87 2.86 2.85.
 lr_schedule = 'cosine'  # the change
-# as in row 2
+# as in run 2
 model = 'torch'
 n_head = 2
 dropout = 0.2

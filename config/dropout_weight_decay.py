@@ -1,3 +1,3 @@
-# Row 6: row 5 with dropout as well.
-# The log has no numbers: "better than dropout without weight decay, but worse than just weight decay".
+# Run 6: run 5 with dropout as well.
+# Notebook, without numbers: "better than dropout without weight decay, but worse than just weight decay".
 dropout = 0.2  # the change

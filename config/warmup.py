@@ -1,5 +1,5 @@
-# Row 12: row 8 with warmup. The log: 2.59 2.57 2.56.
-warmup_iters = 100  # the change; the log gives no number of steps, this is our choice
-# as in row 8
+# Run 12: run 8 with warmup. Notebook: 2.59 2.57 2.56.
+warmup_iters = 100  # the change; the notebook gives no number of steps, this is our choice
+# as in run 8
 activation = 'swiglu'
 d_ff = 256
