@@ -1,7 +1,7 @@
 """Two transformer language models: a modern one, and the tutorial model with which the lab notebook began.
 
 Read attention as a formula, then the layers from leaf to root, then the models. The last section computes the same
-attention faster: skip it at first. Needs torch, and flash-attn where it is chosen. A config is the settings of a run.
+attention faster: skip it at first. Needs torch, and flash-attn where that is chosen. A config holds a run's settings.
 Shapes: B batch, T tokens, S keys, C channels (n_embd), H heads, D head width (C / H), V vocabulary.
 """
 
@@ -72,7 +72,8 @@ class Attention(nn.Module):
     def forward(self, x, shared):
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, H, D)
-        qk, v = qkv.split((2, 1), dim=2)  # not slices: their backward pads each gradient with zeros and sums them
+        # the backward of slicing pads each gradient with zeros and sums them; that of split does not
+        qk, v = qkv.split((2, 1), dim=2)  # (B, T, 2, H, D), (B, T, 1, H, D)
         if shared.rotary is not None:
             qk = apply_rotary(qk, *shared.rotary)
         q, k = qk.unbind(2)  # (B, T, H, D) each
@@ -82,8 +83,9 @@ class Attention(nn.Module):
         if self.value_mix is not None:  # mix in the first block's, which come from the bare tokens (Zhou et al., 2024)
             v = self.value_mix[0] * v + self.value_mix[1] * shared.first_values
         if shared.cache is not None:
-            past = shared.cache.get(self, (k[:, :0], v[:, :0]))  # (B, S - T, H, D) each
-            k, v = shared.cache[self] = [torch.cat(pair, dim=1) for pair in zip(past, (k, v), strict=True)]
+            old_k, old_v = shared.cache.get(self, (k[:, :0], v[:, :0]))  # (B, S - T, H, D)
+            k, v = torch.cat((old_k, k), dim=1), torch.cat((old_v, v), dim=1)  # (B, S, H, D)
+            shared.cache[self] = k, v
         # attention functions do not know model.eval(): without this condition dropout stays on in validation
         y = self.attention_fn(q, k, v, self.dropout if self.training else 0.0)  # (B, T, H, D)
         if self.gate is not None:  # each token scales each head by 0 to 2, at first by 1 (Qiu et al., 2025)
@@ -172,7 +174,7 @@ class Transformer(LanguageModel):
         super().__init__()
         self.block_size = config.block_size
         self.vocab_size = vocab_size
-        self.embedding = nn.Embedding(math.ceil(vocab_size / 8) * 8, config.n_embd)  # tensor cores: multiples of 8
+        self.embedding = nn.Embedding(math.ceil(vocab_size / 8) * 8, config.n_embd)  # tensor cores want multiples of 8
         learned = config.position == 'learned'
         self.positions = nn.Parameter(torch.empty(config.block_size, config.n_embd)) if learned else None
         rotary = None if learned else rotary_table(config.block_size, config.n_embd // config.n_head)
@@ -259,7 +261,7 @@ def build_model(config, vocab_size):
 
 # ---- attention, faster: the arguments and results of naive_attention, against which it is tested -------------------
 
-CHUNK = 256  # queries: smaller chunks compute fewer scores that the mask discards, larger ones larger matrix products
+CHUNK = 256  # queries per chunk: fewer waste less work on masked scores, more make larger matrix products
 
 
 def chunked_attention(q, k, v, dropout=0.0):

@@ -1,7 +1,7 @@
 """The models, tested against PyTorch's own layers, formulas and each other. Reads like a tour of model.py.
 
 python -m pytest test_model.py             all
-python -m pytest test_model.py -k rotary   what concerns one idea: attention, rotary, swiglu, dropout, generation, ...
+python -m pytest test_model.py -k rotary   the tests of one idea: attention, rotary, swiglu, dropout, generation, ...
 """
 
 import importlib.abc
@@ -54,7 +54,7 @@ def tokens(length=T, batch=3):
 
 @pytest.mark.parametrize('past', [0, 5])
 @pytest.mark.parametrize('kernel', KERNELS)
-def test_attention_reaches_the_own_token_and_no_later_one(kernel, past):
+def test_attention_reaches_the_token_itself_and_all_before_it(kernel, past):
     """Queries of 0 give all keys that they see the same weight. Row s of the identity as value s makes the output the
     weights."""
     S = past + T
@@ -370,7 +370,7 @@ def test_targets_of_minus_one_do_not_count():
     torch.testing.assert_close(loss, expected)
 
 
-def test_one_batch_can_be_learned_by_heart():
+def test_one_batch_can_be_memorised():
     net = build_model(configure(activation='swiglu'), V)
     x, y = tokens(), tokens().roll(-1, dims=1)
     y[:, -1] = -1
@@ -401,7 +401,7 @@ def test_generation_equals_recomputing_the_whole_prefix(kind):
 
 
 @pytest.mark.parametrize('kind', BUILDS)
-def test_generation_goes_on_past_the_block(kind):
+def test_generation_continues_past_the_block(kind):
     net, read = build(kind).eval(), []
     net.embedding.register_forward_pre_hook(lambda module, args: read.append(args[0]))
     out = torch.cat(list(net.generate(tokens(T + 3), 3 * T, temperature=0)), dim=1)

@@ -132,7 +132,9 @@ def test_orthogonalize_brings_singular_values_near_1(steps, low, high, shape):
     torch.manual_seed(0)
     u, _, v = torch.linalg.svd(torch.randn(7, *shape), full_matrices=False)
     s = torch.logspace(-1.9, 0, 30)
-    found = u.mT @ orthogonalize(u * s @ v, steps, torch.float32) @ v.mT
+    x = orthogonalize(u * s @ v, steps, torch.float32)
+    assert x.shape == (7, *shape), f'the result has the shape {tuple(x.shape)}, expected {(7, *shape)}'
+    found = u.mT @ x @ v.mT
     values = found.diagonal(dim1=1, dim2=2)
     message = f'singular values become {values.min():.2f} to {values.max():.2f}, expected {low} to {high}'
     assert low < values.min() and values.max() < high, message
@@ -171,7 +173,7 @@ def test_learning_rate_falls_by_half_a_cosine_to_the_floor():
             share = min(1, (step - warmup_iters) / (100 - warmup_iters))
             expected = floor + (1 - floor) * math.cos(math.pi / 2 * share) ** 2
             found = rate(step, warmup_iters=warmup_iters, floor=floor)
-            message = f'step {step} of 100: {found:.5f}, expected {expected:.5f} ({warmup_iters=}, peak=1, {floor=})'
+            message = f'step {step} of 100: {found:.7f}, expected {expected:.7f} ({warmup_iters=}, peak=1, {floor=})'
             assert found == pytest.approx(expected, abs=1e-9), message
     assert rate(100) == rate(1000) == 0.0
 
