@@ -1,6 +1,6 @@
-# Past the log, rung 9: rung 8 with the first block's values mixed into all others. The best so far.
+# Run 21: run 20 with the first block's attention values mixed into those of all others. The best so far.
 value_residual = True  # the change
-# as in rung 8
+# as in run 20
 activation = 'swiglu'
 d_ff = 256
 warmup_iters = 100

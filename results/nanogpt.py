@@ -1,10 +1,9 @@
-"""Time nanoGPT's own training step beside ours, turn by turn in one process, at a shape that nanoGPT has.
+"""Time nanoGPT's own training step beside ours, interleaved in one process, at a shape that nanoGPT has.
 
     git clone https://github.com/karpathy/nanoGPT ../nanoGPT
     python -m results.nanogpt --position=learned --d_ff=800 --batch_size=4     any of train.py's knobs
 
-It puts the medians into out/nanogpt_DEVICE.json, in place of those of the same shape; --publish: in results/. It needs
-bench.
+The medians are kept in out/nanogpt_DEVICE.json, one line per shape.
 """
 
 import contextlib
@@ -21,17 +20,17 @@ import torch
 
 import bench
 import train
-from configurator import configure, run_program
-from machine import autocast
-from results.record import commit, device_name, provenance, read, results_file, write
+from configurator import configure
+from machine import autocast, run_program
 from results.report import nanogpt_table
+from results.runs import commit, provenance, read, results_file, write
 
 nanogpt = '../nanoGPT'  # a clone of nanoGPT, of which only model.py is executed
-publish = False  # keep the row in results/, to be committed, not in out/
+publish = False  # keep the numbers in results/, to be committed, not in out/
 seconds = 10.0  # how long each of the four is timed, after the warm-up; at least 5 steps
 
 PROGRAMS = [__file__, train.__file__]  # whose knobs these are
-SHAPE = ('n_layer', 'n_head', 'n_embd', 'batch_size', 'block_size')  # what a row of the table is told by
+SHAPE = ('n_layer', 'n_head', 'n_embd', 'batch_size', 'block_size')  # what tells one line of the table from another
 FIXED = {'model': 'flash', 'activation': 'gelu', 'position': 'learned', 'embedding_norm': False, 'head_gate': False,
          'value_residual': False, 'optimizer': 'adamw', 'gradient_accumulation_steps': 1,
          'ema_decay': 0.0}  # fmt: skip  # as nanoGPT has it
@@ -91,7 +90,7 @@ def build_runs(c):
     """The four that are compared, warmed up: {name: what has a train_step}."""
     ours = {name: bench.build_run(SimpleNamespace(**vars(c) | {'compile': compiled}))
             for name, compiled in (('this', False), ('this, compiled', True))}  # fmt: skip
-    chosen, corpus = ours['this'].c, ours['this'].corpus
+    chosen, corpus = ours['this'].config, ours['this'].corpus
     peers = {f'nanoGPT, {dtype}': NanoGPT(SimpleNamespace(**vars(chosen) | {'dtype': dtype}), corpus)
              for dtype in ('float32', 'bfloat16')}  # fmt: skip
     for peer in peers.values():
@@ -101,7 +100,6 @@ def build_runs(c):
 
 
 def main():
-    """Time the four, print their row of the table, and keep it."""
     c, _ = configure(PROGRAMS, sys.argv[1:])
     train.check_knobs(c)
     check_shape(c)
@@ -112,12 +110,11 @@ def main():
     row = {
         'command': shlex.join(['python', '-m', 'results.nanogpt', *sys.argv[1:]]),
         **{knob: getattr(c, knob) for knob in SHAPE},
-        'dtype': runs['this'].c.dtype,
+        'dtype': runs['this'].config.dtype,
         'steps': len(times[0]) * bench.IN_A_ROW.get(device.type, 1),
         'ms_median': dict(zip(runs, map(statistics.median, times), strict=True)),
-        'device': device_name(device),
         'nanogpt': commit(Path(c.nanogpt)),
-        **provenance(),
+        **provenance(device),
     }
     print(nanogpt_table({'rows': [row]}))
     results = {'rows': [], **read(path)}

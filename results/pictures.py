@@ -1,120 +1,120 @@
-"""The pictures of results/README.md, drawn by matplotlib, which is imported only here and only when something is drawn.
-A Figure of one's own, without pyplot, needs no screen: it is saved by matplotlib's Agg."""
+"""The pictures of the pages, drawn by matplotlib from results/*.json. A Figure of one's own, without pyplot, needs no
+screen."""
 
 import itertools
-import math
-import os
 import statistics
 
-from results.paired import interval, last_loss, runs_by_row
-from results.rows import NUMBERS
+from matplotlib.figure import Figure
 
-PALETTE = '#0072b2 #d55e00 #009e73 #cc79a7 #56b4e9 #e69f00 #000000'.split()  # Okabe and Ito's, for all eyes
-SLOW = 'sgd'  # its losses can be far above all others', and are then left out of the frame
+from results.paired import final_loss, runs_by_config
+from results.report import CLOSE, FULL_SIZE, SHORT, epoch_ends
+from results.runs import RESULTS, RUNS, parent_of, read
+
+BLUE, ORANGE, GREEN, GREY, BLACK = '#0072b2 #d55e00 #009e73 #808080 #000000'.split()  # Okabe and Ito's
+MILESTONES = {  # the curves of the first picture, with their labels
+    'cosine': ('3  Adam, cosine', GREY),
+    'weight_decay': ('5  flash model, weight decay', ORANGE),
+    'sgd': ("1  PyTorch's tutorial, SGD", BLACK),
+    'learning_rate': ('13  SwiGLU, warmup, 3e-4', GREEN),
+    'best': ('21  best', BLUE),
+}
 
 
-def new_figure(width, height):
-    """A figure and its axes, without the frame's upper and right side."""
-    os.environ['MPLBACKEND'] = 'agg'  # a notebook's, say, may not be there
-    from matplotlib.figure import Figure
-
+def new_figure(width, height, columns=1):
+    """A figure and its axes, without the frames' upper and right sides."""
     figure = Figure(figsize=(width, height), layout='constrained', facecolor='white')
-    axes = figure.subplots()
-    axes.spines[['top', 'right']].set_visible(False)
-    axes.grid(alpha=0.3)
+    axes = figure.subplots(1, columns, squeeze=False, sharey=True)[0]
+    for one in axes:
+        one.spines[['top', 'right']].set_visible(False)
+        one.grid(alpha=0.25)
     return figure, axes
 
 
 def spread(values, gap):
     """The values moved up, in their order, until neighbours are at least a gap apart: for labels."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    placed = list(values)
+    order, placed = sorted(range(len(values)), key=values.__getitem__), list(values)
     for below, above in itertools.pairwise(order):
         placed[above] = max(placed[above], placed[below] + gap)
     return placed
 
 
-def draw_losses(results, path):
-    """Validation loss by epoch, the mean over the seeds, a line per row with its name at the line's end."""
-    figure, axes = new_figure(9, 5.5)
+def draw_milestones(path):
+    """Validation loss against tokens at full size, five runs; and `best` on a tenth of the text."""
+    results = read(RESULTS / f'{FULL_SIZE}.json')
+    runs, tenth = runs_by_config(results), results['besides']['best on a tenth of the text']
+    figure, [axes] = new_figure(9, 5)
     curves = {}
-    for row in dict.fromkeys(run['row'] for run in results['rows']):
-        evaluations = zip(*(run['evaluations'] for run in results['rows'] if run['row'] == row), strict=True)
-        curves[row] = [(e[0]['epoch'], statistics.mean(one['val_loss'] for one in e)) for e in evaluations]
-    highest = {row: max(loss for _, loss in curve) for row, curve in curves.items()}
-    low, high = min(curve[-1][1] for curve in curves.values()), max(highest.values())
-    if highest.get(SLOW) == high and len(curves) > 1:
-        del highest[SLOW]
-        axes.set_title(f'above the frame: {SLOW}, which begins at {high:.1f}', loc='left', fontsize=10)
-        high = max(highest.values())
-    margin = (high - low) / 30
-    axes.set(xlabel='epoch', ylabel='validation loss (nats per token)', ylim=(low - margin, high + margin))
-    begin, end = min(curve[0][0] for curve in curves.values()), max(curve[-1][0] for curve in curves.values())
-    axes.set_xlim(begin - 0.02 * (end - begin), end + 0.01 * (end - begin))
-    label_heights = spread([curve[-1][1] for curve in curves.values()], 1.05 * margin)
-    for i, ((row, curve), height) in enumerate(zip(curves.items(), label_heights, strict=True)):
-        style = {'color': PALETTE[i % len(PALETTE)], 'linestyle': ('-', '--', ':', '-.')[i // len(PALETTE)]}
-        axes.plot(*zip(*curve, strict=True), marker='o', markersize=3, **style)
-        axes.annotate(f'{row} {curve[-1][1]:.2f}', curve[-1], (1.03, height), textcoords=('axes fraction', 'data'),
-                      color=style['color'], va='center', annotation_clip=False,
-                      arrowprops={'arrowstyle': '-', 'color': style['color'], 'relpos': (0, 0.5)})  # fmt: skip
-    figure.savefig(path, dpi=150)
+    for name in MILESTONES:
+        curves[name] = [(e['step'] * 20 * 1024 / 1e6, e['val_loss']) for e in runs[name][0]['evaluations']]
+    heights = spread([curve[-1][1] for curve in curves.values()], 0.085)
+    for (name, curve), height in zip(curves.items(), heights, strict=True):
+        label, color = MILESTONES[name]
+        tokens, loss = curve[-1]
+        axes.plot(*zip(*curve, strict=True), color=color, linewidth=2.2)
+        axes.annotate(f'{label}: {loss:.2f}', (tokens + 1, height), color=color, va='center', fontsize=11)
+    x, y = tenth['tokens'] / 1e6, tenth['val_loss']
+    axes.plot(x, y, 'o', color=BLUE, markersize=8)
+    arrow = {'arrowstyle': '->', 'color': BLUE, 'linestyle': ':', 'linewidth': 1.5}
+    axes.annotate('', (x + 0.8, y), curves['learning_rate'][-1], arrowprops=arrow)
+    axes.text(25, y - 0.06, 'best reaches the same loss with a tenth of the text', color=BLUE, va='center', fontsize=11)
+    axes.set(xlabel='million tokens of training (three epochs of 210 books)', xlim=(0, 150),
+             ylabel='validation loss (nats per token)', ylim=(2.65, 4.75))  # fmt: skip
+    axes.set_xticks(range(0, 101, 20))
+    figure.savefig(path, dpi=130)
 
 
-def draw_ends(results, path):
-    """Each row's last validation loss: a dot per seed, their mean, and its 95 % interval. Rows stand in their order."""
-    runs = runs_by_row(results)
-    figure, axes = new_figure(9, 0.3 * len(runs) + 1)
-    ends = {row: [*map(last_loss, mine)] for row, mine in runs.items()}
-    others = [losses for row, losses in ends.items() if row != SLOW or len(ends) == 1]
-    low, high = min(map(min, others)), max(map(max, others))
-    if max(map(max, ends.values())) > high:
-        axes.set_title(f'{SLOW} reaches beyond the frame', loc='left', fontsize=10)
-    for i, losses in enumerate(ends.values()):
-        mean, (lower, upper) = statistics.mean(losses), interval(losses)
-        if math.isfinite(lower):
-            axes.plot([lower, upper], [i, i], color=PALETTE[0], linewidth=2, alpha=0.5)
-        axes.plot(losses, [i] * len(losses), '|', color=PALETTE[0], markersize=7)
-        axes.plot(mean, i, 'o', color=PALETTE[0])
-        axes.annotate(f'{mean:.2f}', (1.01, i), xycoords=('axes fraction', 'data'), va='center')
-    margin = (high - low) / 30 or 1
-    axes.set_xlim(low - margin, high + margin)  # few seeds can have intervals many times as wide
-    axes.set_xlabel('last validation loss (nats per token): each seed, their mean and its 95 % interval')
-    axes.set_yticks(range(len(ends)), [f'{NUMBERS.get(row, "")}  {row}' for row in ends])
-    axes.invert_yaxis()
-    figure.savefig(path, dpi=150)
+def draw_staircase(path):
+    """Each run's loss in the notebook, at full size and in the short run, joined to that of the run it changes."""
+    full, short = (runs_by_config(read(RESULTS / f'{stem}.json')) for stem in (FULL_SIZE, SHORT))
+    notebook = {name: run['losses'].split(', ') for name, run in RUNS.items() if run.get('losses', '-')[0].isdigit()}
+    panels = {  # {run: {epoch: loss}}; the short run's one number has no epoch
+        'notebook': {name: {i: float(loss) for i, loss in enumerate(losses, 1)} for name, losses in notebook.items()},
+        'full size': {name: epoch_ends(runs[0]) for name, runs in full.items()},
+        'short run, each seed': {name: {0: statistics.mean(map(final_loss, runs))} for name, runs in short.items()},
+    }
+    figure, all_axes = new_figure(11, 6.2, 3)
+    for axes, (title, losses) in zip(all_axes, panels.items(), strict=True):
+        is_short = title.startswith('short')
+        last = {name: epochs[max(epochs)] for name, epochs in losses.items()}
+        within = [loss for name, loss in last.items() if not (is_short and name == 'sgd')]
+        margin = (max(within) - min(within)) / 12
+        axes.set(title=title, xlabel='validation loss', xlim=(min(within) - margin, max(within) + 3.5 * margin))
+        for i, name in enumerate(RUNS):
+            if name not in losses:
+                continue
+            ancestor = parent_of(name)
+            while ancestor and ancestor not in losses:  # where the parent was not run at this size
+                ancestor = parent_of(ancestor)
+            parent = losses[ancestor or name]
+            epoch = max(losses[name].keys() & parent.keys())  # runs that were stopped are compared where they stopped
+            before, loss = parent[epoch], losses[name][epoch]
+            color = GREY if abs(loss - before) < CLOSE else GREEN if loss < before else ORANGE
+            axes.plot([before, loss], [i, i], color=color, linewidth=3, alpha=0.5, solid_capstyle='butt')
+            axes.plot(loss, i, 'o', color=BLACK, markersize=5)
+            seeds = [*map(final_loss, short[name])] if is_short else []
+            axes.plot(seeds, [i] * len(seeds), '|', color=BLACK, markersize=7)
+            place = axes.get_yaxis_transform()  # x: a share of the frame; y: the run
+            axes.text(1, i, f'{last[name]:.2f}', transform=place, va='center', ha='right', fontsize=9, color=color)
+    all_axes[0].set_yticks(range(len(RUNS)), [f'{run["number"]}  {name}' for name, run in RUNS.items()])
+    all_axes[0].invert_yaxis()
+    figure.savefig(path, dpi=130)
 
 
-def draw_ladder(results, path):
-    """Curves of few rows, ends of many."""
-    (draw_losses if len(runs_by_row(results)) <= len(PALETTE) else draw_ends)(results, path)
+def draw_learning_rates(path):
+    """Final loss against the peak learning rate, a curve per optimizer."""
+    runs = read(RESULTS / 'learning_rates_stdlib_cpu.json')['runs']
+    figure, [axes] = new_figure(9, 4.5)
+    for color, series in zip((BLACK, ORANGE, GREEN, BLUE), dict.fromkeys(run['series'] for run in runs), strict=False):
+        curve = sorted((run['learning_rate'], final_loss(run)) for run in runs if run['series'] == series)
+        axes.plot(*zip(*curve, strict=True), 'o-', color=color, linewidth=2)
+        axes.annotate(series, curve[-1], (8, 0), textcoords='offset points', color=color, va='center', fontsize=11)
+    axes.set(xscale='log', xlabel='peak learning rate', ylabel='validation loss after 2,000 steps')
+    axes.margins(x=0.15)
+    figure.savefig(path, dpi=130)
 
 
-def milliseconds(ms):
-    """With tenths below 100."""
-    return f'{ms:,.0f}' if ms >= 100 else f'{ms:.1f}'
-
-
-def draw_speed(results, path):
-    """The time of a step, a dot per row of bench.py on a line from its 10th to its 90th percentile."""
-    rows = results['rows']
-    figure, axes = new_figure(9, 0.3 * len(rows) + 1)
-    for i, row in enumerate(rows):
-        axes.plot([row['ms_p10'], row['ms_p90']], [i, i], color=PALETTE[0], linewidth=2, alpha=0.5)
-        axes.plot(row['ms_median'], i, 'o', color=PALETTE[0])
-        axes.annotate(
-            milliseconds(row['ms_median']), (row['ms_p90'], i), (7, 0), textcoords='offset points', va='center'
-        )
-    axes.set(xscale='log', xlabel='ms per batch: median, and 10th to 90th percentile (each grid line doubles the time)')
-    axes.set_yticks(range(len(rows)), [row['config'] for row in rows])
-    axes.invert_yaxis()
-    low, high = min(row['ms_p10'] for row in rows), max(row['ms_p90'] for row in rows)
-    powers = [100 * 2.0**i for i in range(-9, 20)]
-    ticks = [tick for tick in powers if low / 2 < tick < high * 2]
-    axes.set_xticks(ticks, [f'{tick:,.4g}' for tick in ticks])
-    axes.set_xticks([], minor=True)
-    axes.set_xlim(low / 1.2, high * 1.4)
-    figure.savefig(path, dpi=150)
-
-
-PICTURES = {'ladder': draw_ladder, 'bench': draw_speed}
+PICTURES = {
+    'milestones': draw_milestones,
+    'staircase': draw_staircase,
+    'learning_rates_stdlib_cpu': draw_learning_rates,
+}

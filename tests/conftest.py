@@ -18,11 +18,9 @@ from model import LanguageModel
 signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest in a script's background was told to ignore it
 REPO = train.__file__.removesuffix('/train.py')
 # by name: a config of your own beside them does not concern the tests
-NOTEBOOK = ('sgd adam cosine flash weight_decay dropout_weight_decay ema swiglu deep wide swiglu_18 warmup '
-            'learning_rate swiglu_23 learned').split()  # fmt: skip
-CLIMB = ('best_1_rate best_2_muon best_3_rotary best_4_faster best_5_embedding_norm best_6_head_gate '
-         'best_7_rates best_8_three_steps best').split()  # fmt: skip
-CONFIGS = [*NOTEBOOK, *CLIMB, 'best_97m', 'cpu']
+RUNS = ('sgd adam cosine flash weight_decay dropout_weight_decay ema swiglu deep wide swiglu_18 warmup learning_rate '
+        'swiglu_23 learned muon embedding_norm head_gate embedding_rate three_steps best').split()  # fmt: skip
+CONFIGS = [*RUNS, 'best_97m', 'cpu']
 WORDS = 'the a ladder log row model token learns reads writes and or not flash small large def return if else'.split()
 SMALL = ['--n_layer=2', '--n_head=2', '--n_embd=16', '--d_ff=24', '--block_size=16', '--batch_size=4', '--device=cpu',
          '--eval_interval=1000', '--log_interval=5', '--max_iters=10', '--learning_rate=1e-2',

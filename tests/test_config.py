@@ -1,5 +1,6 @@
 """The configs keep their word: each changes what it says it changes, and config/README.md has a lesson for each."""
 
+import ast
 import functools
 import importlib
 import itertools
@@ -8,23 +9,20 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import CLIMB, CONFIGS, NOTEBOOK
+from conftest import CONFIGS, RUNS
 
 import train
 from configurator import configure
 
 HOME = Path(train.__file__).parent
-PARENT_ROWS = [None, 1, 2, 3, 4, 5, 5, 5, 5, 5, 8, 8, 12, 13, 13]
-
-NAMES = {f'row {i}': name for i, name in enumerate(NOTEBOOK, 1)} | {
-    f'rung {i}': name for i, name in enumerate(CLIMB, 1)
-}
-PLACES = {name: place for place, name in NAMES.items()} | {'best_97m': 'past the log'}
-PARENTS = {name: f'row {parent}' for name, parent in zip(NOTEBOOK, PARENT_ROWS, strict=True) if parent}
-PARENTS |= {name: f'rung {i}' if i else 'row 15' for i, name in enumerate(CLIMB)} | {'best_97m': 'row 14'}
+PARENTS = dict(zip(RUNS, [None, 1, 2, 3, 4, 5, 5, 5, 5, 5, 8, 8, 12, 13, 13, 13, 16, 17, 18, 19, 20], strict=True))
+PARENTS['best_97m'] = 14
+PLACES = {name: f'Run {i}' for i, name in enumerate(RUNS, 1)} | {'best_97m': 'Past the notebook'}
 
 README = (HOME / 'config/README.md').read_text()
-LESSONS = dict(section.split('\n', 1) for section in re.split('^## ', README, flags=re.MULTILINE)[1:])
+SECTIONS = dict(section.split('\n', 1) for section in re.split('^## ', README, flags=re.MULTILINE)[1:])
+EXTRA = 'Choosing a learning rate'  # the one lesson without a config
+LESSONS = {heading: text for heading, text in SECTIONS.items() if heading != EXTRA}
 
 
 @functools.cache
@@ -38,22 +36,27 @@ def difference(a, b):
 
 
 def read_changes(name):
-    """A config's headline, its lines of assignments above `# as in ...`, and where it says the others are from."""
+    """A config's first line, its assignments above `# as in ...`, and where it says the others are from."""
     above, _, below = (HOME / f'config/{name}.py').read_text().partition('\n# as in ')
     lines = above.splitlines()
     return lines[0], [line for line in lines if line[:1] not in ('', '#')], below.partition('\n')[0]
 
 
-@pytest.mark.parametrize('name', PARENTS)
+def items_of(heading):
+    """A lesson's items, {name: text}."""
+    return dict(re.findall(r'- \*\*(.+?)\*\* (.+?)(?=\n- \*\*|\Z)', SECTIONS[heading].strip(), re.DOTALL))
+
+
+@pytest.mark.parametrize('name', [name for name, parent in PARENTS.items() if parent])
 def test_a_config_changes_what_it_says(name):
-    headline, changes, carried_from = read_changes(name)
-    parent, place = PARENTS[name], PLACES[name].capitalize()
-    assert headline.startswith(f'# {place.replace("Rung", "Past the log, rung")}: {parent} ')
-    assert carried_from in ('', parent)
+    first, changes, carried_from = read_changes(name)
+    parent = PARENTS[name]
+    assert first.startswith(f'# {PLACES[name]}: run {parent} ')
+    assert carried_from in ('', f'run {parent}')
     assert all(re.fullmatch(r'\w+ = [^#]+  # \S.*', line) for line in changes)
     assert any('  # the change' in line for line in changes)
     knobs = [line.split(' = ')[0] for line in changes]
-    assert sorted(knobs) == sorted(difference(settings(name), settings(NAMES[parent])))
+    assert sorted(knobs) == sorted(difference(settings(name), settings(RUNS[parent - 1])))
 
 
 def test_the_cpu_overlay_sets_sizes_and_hides_no_difference():
@@ -65,8 +68,8 @@ def test_the_cpu_overlay_sets_sizes_and_hides_no_difference():
         assert different and different == difference(settings(a, 'cpu'), settings(b, 'cpu')), (a, b)
 
 
-def test_every_config_has_its_lesson_in_the_order_of_the_log():
-    lessons = {name: f'{place.capitalize()}: {name}' for name, place in PLACES.items()} | {'cpu': 'Overlay: cpu'}
+def test_every_config_has_its_lesson_in_the_order_of_the_runs():
+    lessons = {name: f'{place}: {name}' for name, place in PLACES.items()} | {'cpu': 'Overlay: cpu'}
     assert list(LESSONS) == list(lessons.values())
     assert lessons.keys() == set(CONFIGS)
 
@@ -80,24 +83,46 @@ def test_the_list_of_configs_is_that_of_git():
 
 @pytest.mark.parametrize('heading', LESSONS)
 def test_a_lesson(heading):
-    lines = [heading, *(line for line in LESSONS[heading].splitlines() if line)]
-    assert 5 <= len(lines) <= 12 and max(map(len, lines)) <= 120
-    items = dict(re.findall(r'- \*\*(.+?)\*\* (.+?)(?=\n- |\Z)', LESSONS[heading].strip(), re.DOTALL))
-    place, name = heading.split(': ')
-    assert list(items) == ['Change', 'Code', 'Why', *['The log'] * place.startswith('Row'), 'Here']
+    name, items = heading.split(': ')[1], items_of(heading)
+    assert list(items) == ['Question', 'Change', 'Idea', 'Read', 'What we saw', 'Try']
     changes = [line.split('  # ')[0] for line in read_changes(name)[1]]
-    assert re.findall('`(.+?)`', items['Change']) == changes
-    assert re.fullmatch(r'(`\w+(\.\w+)+`(,\s)?)+', items['Code'])
-    assert name == 'cpu' or '](../results/README.md)' in items['Here']
+    assert re.findall('`(.+?)`', items['Change'].replace('\n  ', ' ')) == changes
+    if PARENTS.get(name):
+        parent = settings(RUNS[PARENTS[name] - 1])
+        before = re.findall(r'`(\w+) = .+?` \(was (.+?)\)', ' '.join(items['Change'].split()))
+        assert len(before) == len(changes)
+        assert {knob: ast.literal_eval(text) for knob, text in before} == {knob: parent[knob] for knob, _ in before}
+        assert items['Change'].startswith(f'From run {PARENTS[name]}: ')
+    for count in re.findall(r'([\d,]+) parameters', items['Change']):
+        shape = train.describe_run(configure([train.__file__], [str(HOME / f'config/{name}.py')])[0], 1025)
+        assert f'({count.replace(",", "")} parameters)' in shape
+    assert re.fullmatch(r'(`\w+(\.\w+)+`(,\s+)?)+', items['Read'])
+
+
+def test_the_course_fits_its_page():
+    lines = README.splitlines()
+    assert len(lines) <= 480 and max(map(len, lines)) <= 120
 
 
 def test_what_the_course_names_exists():
     for name in re.findall(r'`(\w+(?:\.\w+)+)`', README):
-        if not name.endswith('.py'):
+        if not name.endswith('.py') and name.split('.')[0] not in ('torch', 'self'):
             module, *path = name.split('.')
             assert callable(functools.reduce(getattr, path, importlib.import_module(module))), name
     for link in re.findall(r'\]\((.+?)\)', README):
-        assert link.startswith('https://') or (HOME / 'config' / link).exists(), link
+        path, _, anchor = link.partition('#')
+        if not link.startswith('https://'):
+            page = HOME / 'config' / (path or 'README.md')
+            assert page.exists(), link
+            headings = re.findall('^#+ (.+)', page.read_text(), re.MULTILINE) if anchor else ()
+            anchors = {re.sub(r'[^\w\- ]', '', heading).lower().replace(' ', '-') for heading in headings}
+            assert not anchor or anchor in anchors, link
+
+
+def test_the_commands_of_the_course_are_understood():
+    for command in re.findall(r'^ +python (?:train|bench)\.py (.+)', README, re.MULTILINE):
+        words = [word for word in command.split() if not word.startswith('--compare')]
+        train.check_knobs(configure([train.__file__], words)[0])
 
 
 @pytest.mark.parametrize('knob', ['activation=swiglu', 'position=learned', 'attention=naive', 'head_gate',

@@ -1,18 +1,18 @@
-"""results/: rows are trained once and their numbers kept, stopped rows go on, and both READMEs say what the JSON files
-hold. Rows have two tiny layers. A process is started only where that is the point: it takes seconds to import torch."""
+"""results/: runs are trained once and their numbers kept, stopped ones resume, and the pages say what the JSON files
+hold. Models have two tiny layers. A process is started only where that is the point: importing torch takes seconds."""
 
 import json
 import math
 import os
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import SMALL
@@ -21,44 +21,42 @@ import checkpoint
 import machine
 import train
 from bench import OVERLAYS
-from configurator import configure
-from model import build_model
-from optim import create_optimizers
-from results import bench, ladder, nanogpt, paired, pictures, positions, puzzle, record, report, rows
+from results import baselines, bench, ladder, nanogpt, paired, pictures, report, runs
 
 FLAGS = [*SMALL, '--dataset=tiny', '--max_iters=12', '--eval_interval=4']
 
 
 @pytest.fixture
 def climb(workplace, tmp_path, monkeypatch, capfd):
-    """climb('row', '--knob=value') runs the ladder; returns its exit status or message, the results and the output."""
+    """climb('swiglu', '--knob=value') runs results.ladder; returns its exit status, results and output."""
     monkeypatch.chdir(workplace)
-    monkeypatch.setattr(record, 'RESULTS', tmp_path)
+    monkeypatch.setattr(runs, 'RESULTS', tmp_path)
+    monkeypatch.setattr(ladder, 'RESULTS', tmp_path)
 
     def main(*arguments):
-        words = [a if a.startswith('-') or a.endswith('.py') else rows.config_of(a) for a in arguments]
+        words = [a if a.startswith('-') or a.endswith('.py') else runs.config_path(a) for a in arguments]
         monkeypatch.setattr(sys, 'argv', ['ladder.py', '--publish', *FLAGS, *words])
         status = 0
         try:
             ladder.main()
         except SystemExit as ended:
             status = ended.code
-        return status, record.read(tmp_path / 'ladder_tiny_cpu.json'), ''.join(capfd.readouterr())
+        return status, runs.read(tmp_path / 'ladder_tiny_cpu.json'), ''.join(capfd.readouterr())
 
     return main
 
 
 @pytest.fixture
 def here(monkeypatch):
-    """Rows are trained by train.main in this process, which is fast, and end with a short sample."""
+    """Runs are trained by train.main in this process, which is fast, and end with a short sample."""
     write_text = train.write_text
     monkeypatch.setattr(
-        train, 'write_text', lambda net, encoding, text, n, c, **o: write_text(net, encoding, text, 3, c, **o)
+        train, 'write_text', lambda net, encoding, text, n, config, **o: write_text(net, encoding, text, 3, config, **o)
     )
 
-    def run_program(program, *words):
+    def run_train(*words):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, 'argv', [program, *words])
+            patch.setattr(sys, 'argv', ['train.py', *words])
             try:
                 train.main()
             except SystemExit as ended:
@@ -66,108 +64,110 @@ def here(monkeypatch):
                 return 1
         return 0
 
-    monkeypatch.setattr(rows, 'run_program', run_program)
+    monkeypatch.setattr(ladder, 'run_train', run_train)
 
 
-def rows_of(results):
-    return [(run['row'], run['seed']) for run in results['rows']]
+def names_and_seeds(results):
+    return [(run['config'], run['seed']) for run in results['runs']]
 
 
-def knobs_of(row):
-    return checkpoint.load(f'out/ladder_tiny_cpu/{row}')['knobs']
+def knobs_of(run):
+    return checkpoint.load(f'out/ladder_tiny_cpu/{run}')['knobs']
 
 
-def evaluations_of(row):
-    path = Path(f'out/ladder_tiny_cpu/{row}/metrics.jsonl')
+def evaluations_of(run):
+    path = Path(f'out/ladder_tiny_cpu/{run}/metrics.jsonl')
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith('}') and 'val_loss' in line]
 
 
-def test_rows_are_trained_once_and_their_numbers_kept(climb, here, tmp_path):
+def test_runs_are_trained_once_and_their_numbers_kept(climb, here, tmp_path):
     status, results, printed = climb('swiglu', 'ema', '--seeds=1,2')
-    assert status == 0 and rows_of(results) == [('swiglu', 1), ('ema', 1), ('swiglu', 2), ('ema', 2)]
-    for run in results['rows']:
-        assert run['evaluations'] == evaluations_of(f'{run["row"]}_{run["seed"]}')
+    assert status == 0 and names_and_seeds(results) == [('swiglu', 1), ('ema', 1), ('swiglu', 2), ('ema', 2)]
+    for run in results['runs']:
+        assert run['evaluations'] == evaluations_of(f'{run["config"]}_{run["seed"]}')
         assert [e['step'] for e in run['evaluations']] == [4, 8, 12] and run['ms_per_batch'] > 0
+        assert [step for step, _ in run['curve']] == [5, 10] and all(2 < loss < 8 for _, loss in run['curve'])
         assert run['sample'].startswith(ladder.prompt) and len(run['sample'].splitlines()) == 1
         assert run['device'] == f'cpu, {torch.get_num_threads()} threads'
         assert all(run[key] for key in ('torch', 'python', 'date')) and 'commit' in run
     status, again, printed = climb('swiglu', 'ema', '--seeds=1,2')
-    assert status == 0 and again == results and '4 rows done, 0 to go' in printed
+    assert status == 0 and again == results and '4 runs done, 0 to go' in printed
     status, _, _ = climb('swiglu', '--n_layer=1')
     assert 'move it away' in status and '--n_layer=1' in status
     (tmp_path / 'ladder_tiny_cpu.json').unlink()
     _, again, printed = climb('swiglu', '--seeds=1')  # it was finished, and is not trained again
-    assert 'resumed at step 12 of 12' in printed and rows_of(again) == [('swiglu', 1)]
+    assert 'resumed at step 12 of 12' in printed and names_and_seeds(again) == [('swiglu', 1)]
     (tmp_path / 'ladder_tiny_cpu.json').unlink()
     status, results, printed = climb('swiglu', '--learning_rate=0.5')  # the run of before is not taken for one of these
-    assert 'failed: swiglu' in status and not results and 'swiglu_1 holds a run of other knobs' in printed
+    assert 'failed: swiglu' in status and not results and 'swiglu_1 holds a run with other settings' in printed
 
 
-def test_a_readers_rows_go_to_out_and_stand_beside_the_published(climb, here, tmp_path, capfd, monkeypatch):
-    """Although the same rows are published already, they are trained; the published ones are left as they are."""
-    published = {'rows': [run_of('swiglu', 1, [(1, 3.5)]), run_of('swiglu', 2, [(1, 4.5)])]}
-    record.write(tmp_path / 'ladder_tiny_cpu.json', published)
-    status, unchanged, _ = climb('swiglu', '--publish=False')
-    own = record.read(Path('out/ladder_tiny_cpu.json'))
-    assert status == 0 and rows_of(own) == [('swiglu', 1)] and unchanged == published
+def test_your_runs_go_to_out_and_are_printed_beside_the_published(climb, here, tmp_path):
+    """Although the same runs are published already, they are trained; the published ones are left as they are."""
+    published = {'runs': [run_of('swiglu', 1, [(1, 3.5)]), run_of('swiglu', 2, [(1, 4.5)])]}
+    runs.write(tmp_path / 'ladder_tiny_cpu.json', published)
+    status, unchanged, printed = climb('swiglu', '--publish=False')
+    own = runs.read(Path('out/ladder_tiny_cpu.json'))
+    assert status == 0 and names_and_seeds(own) == [('swiglu', 1)] and unchanged == published
     loss = evaluations_of('swiglu_1')[-1]['val_loss']
-    assert f'| `swiglu` | {loss:.3f} | 4.000 ± 0.707 |' in report.beside(own, published)
-    assert f'| `swiglu` | {loss:.3f} |  |' in report.beside(own, {})
+    assert f'| `swiglu` | {loss:.3f} | 4.000 ± 0.707 |' in printed
+    assert f'| `swiglu` | {loss:.3f} | not measured |' in report.compare_with_published(own, {})
 
 
-def test_a_ladder_is_in_one_dtype(climb, here, monkeypatch):
-    """Whatever a busy computer finds fast when the next row begins."""
-    for gain, row in ((0.9, 'swiglu'), (1.1, 'ema')):
-        monkeypatch.setattr(machine, 'gain_of_bfloat16', lambda c, gain=gain: gain)
-        status, results, _ = climb(row, '--dtype=auto', '--seeds=7')
-        assert status == 0 and results['dtype'] == knobs_of(f'{row}_7')['dtype'] == 'float32'
+def test_all_runs_are_in_one_dtype(climb, here, monkeypatch):
+    """Whatever a busy computer finds fast when the next run starts."""
+    for speedup, name in ((0.9, 'swiglu'), (1.1, 'ema')):
+        monkeypatch.setattr(machine, 'bfloat16_speedup', lambda c, speedup=speedup: speedup)
+        status, results, _ = climb(name, '--dtype=auto', '--seeds=7')
+        assert status == 0 and results['dtype'] == knobs_of(f'{name}_7')['dtype'] == 'float32'
 
 
-def test_a_ladder_that_was_stopped_before_its_first_row_leaves_no_results(climb, here, tmp_path, monkeypatch):
-    """An empty file of results would stop the report."""
-    monkeypatch.setattr(ladder, 'train_row', lambda *args: 130)
+def test_a_ladder_that_was_stopped_before_its_first_run_leaves_no_results(climb, tmp_path, monkeypatch):
+    monkeypatch.setattr(ladder, 'train_one', lambda *args: 130)
     status, results, _ = climb('swiglu')
     assert status == 130 and not results and not list(tmp_path.glob('ladder_*'))
 
 
-def test_what_cannot_be_written_is_found_before_the_first_row(climb, here, tmp_path, monkeypatch):
+def test_what_cannot_be_written_is_found_before_the_first_run(climb, tmp_path, monkeypatch):
     (tmp_path / 'file').write_text('')
-    monkeypatch.setattr(record, 'RESULTS', tmp_path / 'file')
-    monkeypatch.setattr(ladder, 'train_row', None)  # no row is begun
+    monkeypatch.setattr(runs, 'RESULTS', tmp_path / 'file')
+    monkeypatch.setattr(ladder, 'train_one', None)  # no run is started
     status, _, _ = climb('swiglu')
     assert status.endswith('ladder_tiny_cpu.json cannot be written: File exists.')
 
 
-def test_a_row_that_fails_stops_no_other(climb, here, tmp_path, monkeypatch):
-    bad, train_step = tmp_path / 'bad.py', train.Run.train_step
+def test_a_run_that_fails_stops_no_other(climb, here, tmp_path):
+    bad = tmp_path / 'bad.py'
     bad.write_text('min_lr = -1.0')
-    crash = lambda run: sys.exit('it crashed') if run.step == 6 and run.c.n_head == 4 else train_step(run)  # noqa: E731
-    with monkeypatch.context() as patch:
-        patch.setattr(train.Run, 'train_step', crash)
-        status, results, printed = climb(str(bad), 'warmup', '--n_head=4')
-        assert status.splitlines()[-1] == 'failed: bad (seed 1, exit status 1), warmup (seed 1, exit status 1)'
-        assert 'min_lr is -1.0' in printed and 'it crashed' in printed and not results
+    status, results, printed = climb(str(bad), 'warmup')
+    assert status.splitlines()[-1] == 'failed: bad (seed 1, exit status 1)' and 'min_lr is -1.0' in printed
     bad.write_text('min_lr = 0.0')
-    _, results, printed = climb(str(bad), 'warmup', '--n_head=4')
-    assert rows_of(results) == [('bad', 1), ('warmup', 1)] and printed.count('resumed at step 4 of 12') == 1
-    assert [e['step'] for e in results['rows'][1]['evaluations']] == [4, 8, 12]
+    _, results, printed = climb(str(bad), 'warmup')
+    assert names_and_seeds(results) == [('warmup', 1), ('bad', 1)]
 
 
-def test_overlays_follow_the_rows_and_sgd_and_the_rungs_keep_their_rates(climb, here, tmp_path):
+def test_overlays_follow_the_runs_and_only_adamws_runs_are_scaled(climb, here, tmp_path):
     overlay = tmp_path / 'cpu.py'
     overlay.write_text('warmup_iters = 7')
-    climb('sgd', str(overlay), 'adam', 'best', '--learning_rate_scale=10', '--seeds=3')
-    assert [knobs_of(row)['learning_rate_scale'] for row in ('sgd_3', 'adam_3', 'best_3')] == [1.0, 10.0, 1.0]
-    assert [knobs_of(row)['warmup_iters'] for row in ('sgd_3', 'adam_3')] == [7, 7]
-    every_row = [rows.config_of(row) for row in rows.NUMBERS]
-    assert rows.rows_and_overlays(['config/cpu.py']) == (every_row, ['config/cpu.py'])
-    assert rows.rows_and_overlays([os.path.abspath('cpu.py')])[1] == ['cpu.py']  # a record names no one's home
-    there = {file.stem for file in Path(rows.ROOT, 'config').glob('*.py')}
-    assert there == {*rows.NUMBERS, *OVERLAYS}
+    climb('sgd', str(overlay), 'adam', 'best', '--learning_rate_scale=3', '--seeds=3')
+    assert [knobs_of(run)['learning_rate_scale'] for run in ('sgd_3', 'adam_3', 'best_3')] == [1.0, 3.0, 1.0]
+    assert [knobs_of(run)['warmup_iters'] for run in ('sgd_3', 'adam_3')] == [7, 7]
+    every_run = [runs.config_path(name) for name in runs.RUNS]
+    assert ladder.runs_and_overlays(['config/cpu.py']) == (every_run, ['config/cpu.py'])
+    assert ladder.runs_and_overlays([os.path.abspath('cpu.py')])[1] == ['cpu.py']  # a record names no one's home
 
 
-def test_a_row_that_was_stopped_or_killed_goes_on(climb, monkeypatch):
+@pytest.mark.parametrize('name, flags, epochs', [('swiglu_18', [], 1), ('swiglu', [], None),
+                                                 ('swiglu_23', ['--max_iters=5'], None)])  # fmt: skip
+def test_the_two_large_runs_stop_after_an_epoch_of_three(name, flags, epochs, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(ladder, 'run_train', lambda *words: said.extend(words) or 0)
+    ladder.train_one(runs.config_path(name), flags, 1, tmp_path)
+    assert [word for word in said if 'epoch' in word] == [f'--stop_epoch={epochs}'] * bool(epochs)
+
+
+def test_a_run_that_was_stopped_or_killed_resumes(climb, monkeypatch):
     """Each in a process of its own, and each told when it has evaluated later than the one before."""
     children, popen = [], subprocess.Popen
     monkeypatch.setattr(subprocess, 'Popen', lambda *a, **k: children.append(popen(*a, **k)) or children[-1])
@@ -200,165 +200,50 @@ def test_a_row_that_was_stopped_or_killed_goes_on(climb, monkeypatch):
     assert steps == sorted(set(steps)) and steps[-1] > second > first > 0
 
 
-def test_the_puzzle_leaves_dropout_on_where_it_says(climb, here, tmp_path):
-    status, _, _ = climb('--puzzle', '--seeds=5')
-    assert status == 0
-    found = record.read(tmp_path / 'dropout_tiny_cpu.json')
-    assert found['command'].startswith('python -m results.ladder') and found['device'] and found['date']
-    cases = found['cases']
-    assert len(cases) == 9 and len({case['val'] for case in cases}) == 9
-    assert knobs_of('dropout_0.2_twice_5')['dropout'] == 0.36 and knobs_of('no_dropout_5')['dropout'] == 0
-    for case in cases[::3]:  # with dropout off it is what train.py found
-        assert case['evaluated'] == 'off'
-        val = evaluations_of(f'{case["trained"].replace(" ", "_")}_5')[-1]['val_loss']
-        assert case['val'] == pytest.approx(val, abs=1e-5)
-    net = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(1, 1))
-    puzzle.leave_on(net, torch.nn.Dropout).eval()
-    assert [module.training for module in net] == [True, False]
-
-
-@pytest.fixture
-def tiny(workplace, monkeypatch):
-    """tiny('row') is a row's model with one layer, at its start."""
-    monkeypatch.chdir(workplace)
-
-    def build(row):
-        c, _ = configure([train.__file__], [rows.config_of(row), *FLAGS, '--n_layer=1', '--attention=naive'])
-        return build_model(c, 100)
-
-    return build
-
-
-def test_what_the_suspects_of_the_positions_change(tiny):
-    """Without positions the order of the tokens before does not count, in one layer; a table of zeros adds nothing;
-    Adam's first step is as long as the rate."""
-    idx, mixed = torch.tensor([[1, 2, 3, 4, 5], [3, 1, 4, 2, 5]])[:, None]
-    for change, same in ((lambda model: None, False), (positions.stop_turning, True)):
-        model = tiny('learning_rate')
-        change(model)
-        assert torch.allclose(model(idx)[:, -1], model(mixed)[:, -1], rtol=0, atol=1e-6) == same
-    model = tiny('learning_rate')
-    before = model(idx)
-    positions.add_table(model)
-    assert not torch.allclose(model(idx), before, atol=1e-3)
-    torch.nn.init.zeros_(model.table)
-    assert torch.equal(model(idx), before)
-    for change, step in ((lambda model: None, 1e-3), (positions.quicken_table, 1e-2)):
-        model = tiny('learned')
-        before = model.positions.clone()
-        change(model)
-        assert torch.allclose(model.positions, before)
-        [optimizer] = create_optimizers(model, 'adamw', 1e-3, 0.0)
-        model(idx, idx).backward()
-        optimizer.step()
-        assert float((model.positions - before)[:5].abs().median().detach()) == pytest.approx(step, rel=1e-2)
-    for change, factor in ((positions.empty_table, 0), (positions.enlarge_table, 10)):
-        model, start = tiny('learned'), tiny('learned').positions.clone()
-        change(model)
-        assert torch.equal(model.positions, factor * start)
-
-
-def test_a_suspect_of_the_positions_is_tried_once(here, workplace, tmp_path, monkeypatch, capfd):
-    monkeypatch.chdir(workplace)
-    monkeypatch.setattr(record, 'RESULTS', tmp_path)
-    suspects = ('rotary and a learned table', 'no weight decay')
-    monkeypatch.setattr(positions, 'CASES', {name: positions.CASES[name] for name in suspects})
-    monkeypatch.setattr(sys, 'argv', ['positions.py', '--publish', *FLAGS])
-    positions.main()
-    found = record.read(tmp_path / 'positions_tiny_cpu.json')
-    assert [case['case'] for case in found['cases']] == [*suspects] and found['cases'][0]['date']
-    saved = [checkpoint.load(f'out/positions_tiny_cpu/{name.replace(" ", "_")}') for name in suspects]
-    assert 'table' in saved[0]['model'] and saved[1]['knobs']['weight_decay'] == 0.0
-    capfd.readouterr()
-    positions.main()
-    assert record.read(tmp_path / 'positions_tiny_cpu.json') == found and not capfd.readouterr().out
-    monkeypatch.setattr(sys, 'argv', [*sys.argv, '--seed=2'])
-    with pytest.raises(SystemExit, match='positions_tiny_cpu.json holds cases of python -m results.positions'):
-        positions.main()
-    assert f'`learned` | {paired.last_loss(found["cases"][1]):.2f} |' in report.positions_table(found)
-
-
 @pytest.mark.parametrize('flag, words', [
     ('--seeds=1,x', "seeds is '1,x'"), ('--seeds=²', "seeds is '²'"), ('--dtype=foo', "dtype is 'foo', expected"),
     ('--max_iters=0', 'max_iters=0 is not for the ladder'), ('--seed=3', '--seed=3 is not for the ladder'),
 ])  # fmt: skip
-@pytest.mark.parametrize('mode', ['--puzzle', '--report', '--report=False'])
-def test_bad_knobs_are_refused(climb, mode, flag, words):
-    status, _, _ = climb(mode, flag)
+def test_bad_knobs_are_refused(climb, flag, words):
+    status, _, _ = climb(flag)
     assert words in status
 
 
-@pytest.mark.parametrize('text', ['', '{"rows": [', '[1]'])
+@pytest.mark.parametrize('text', ['', '{"runs": [', '[1]'])
 def test_damaged_results_are_refused(tmp_path, text):
     (tmp_path / 'ladder.json').write_text(text)
     with pytest.raises(SystemExit, match='ladder.json is damaged: .*Move it away'):
-        record.read(tmp_path / 'ladder.json')
+        runs.read(tmp_path / 'ladder.json')
 
 
-def run_of(row, seed, losses, ema=None, **others):
+# ---- tables --------------------------------------------------------------------------------------------------------
+
+
+def run_of(config, seed, losses, ema=None, **others):
+    """A run whose evaluations have these (epoch, validation loss)."""
     evaluations = [
         {'epoch': epoch, 'val_loss': loss, 'ema_loss': ema, 'train_loss': loss - 1, 'bits_per_byte': loss / 4}
         for epoch, loss in losses
     ]
-    return {'row': row, 'seed': seed, 'ms_per_batch': 10.0 * seed, 'evaluations': evaluations, **others}
+    return {'config': config, 'seed': seed, 'ms_per_batch': 10.0 * seed, 'evaluations': evaluations, **others}
 
 
-TIMES = {'flash': (70, 80, 90), 'cosine': (91, 99, 1100), 'swiglu': (8, 10, 12), 'deep': (11, 14, 15)}
-BENCH = {'rows': [{'config': row, 'ms_p10': low, 'ms_median': ms, 'ms_p90': high, 'tokens_per_s': 1e6 / ms}
-                  for row, (low, ms, high) in TIMES.items()]}  # fmt: skip
+def grouped(*some):
+    return paired.runs_by_config({'runs': some})
 
 
-def test_tables_say_mean_and_spread():
-    results = {'rows': [run_of('mine', 1, [(1, 3.0)], ms_per_batch=None, sample='said "Yes"'),
-                        run_of('learned', 1, [(0.5, 9.0), (1, 3.0), (2, 2.0)]),
-                        run_of('learned', 3, [(0.5, 9.0), (1, 4.0), (2, 2.5)]),
-                        run_of('best_2_muon', 1, [(0.25, 9.0), (0.5, 3.0)]),
-                        run_of('ema', 1, [(1, 3.0)], ema=2.9)]}  # fmt: skip
-    sd = statistics.stdev([2.0, 2.5])
-    lines = report.ladder_table(results).splitlines()
-    assert lines[2:6] == [
-        '| 7 | `ema` | 2.66, 2.63, 2.62 | 3.00 (average: 2.90) |  | 2.00 | 0.750 | 10 |',
-        f'| 15 | `learned` | 2.58, 2.55, 2.53 | 3.50 ± 0.71, 2.25 ± {sd:.2f} |  | 1.25 ± {sd:.2f} '
-        '| 0.562 ± 0.088 | 20 |',
-        '| rung 2 | `best_2_muon` |  | 3.00 |  | 2.00 | 0.750 | 10 |',
-        '|  | `mine` |  | 3.00 |  | 2.00 | 0.750 |  |',
-    ]
-    assert lines[-1].split(maxsplit=1) == ['mine', 'said "Yes"']
-    front = report.front_page_table(results).splitlines()
-    assert len(front) == 17 and front[-1] == (
-        '| 15 | [`learned`](config/learned.py) | row 13 with learned positions | 2,102,272 | 2.58, 2.55, 2.53 | '
-        f'2.25 ± {sd:.2f} |  |'
-    )
-    assert front[12].endswith('15,669,248 | 2.32 | not measured yet |  |')
-
-
-def test_rows_are_compared_seed_by_seed():
-    """One seed more or less is no matter; the average's loss counts where there is one; an interval decides."""
-    ends = {'weight_decay': {1: 4.0, 2: 5.0, 3: 6.0, 4: 9.0}, 'swiglu': {3: 5.7, 1: 3.9, 2: 4.8}, 'deep': {2: 5.1}}
-    results = {'rows': [run_of(row, seed, [(1, 9.0), (2, loss)]) for row, losses in ends.items()
-                        for seed, loss in losses.items()]}  # fmt: skip
-    results['rows'] += [run_of('ema', seed, [(2, 1.0)], ema=loss) for seed, loss in ((1, 4.1), (2, 4.9))]
-    runs = paired.runs_by_row(results)
-    assert paired.paired(runs, 'swiglu', 'weight_decay') == pytest.approx([-0.1, -0.2, -0.3])
+def test_runs_are_compared_seed_by_seed():
+    """A seed that one of them lacks does not count, and the average's loss counts where there is one."""
+    ends = {'weight_decay': {1: 4.0, 2: 5.0, 3: 6.0, 4: 9.0}, 'swiglu': {3: 5.7, 1: 3.9, 2: 4.8}}
+    some = [run_of(name, seed, [(1, 9.0), (2, loss)]) for name, losses in ends.items() for seed, loss in losses.items()]
+    by_config = grouped(*some, run_of('ema', 1, [(2, 1.0)], ema=4.1), run_of('ema', 2, [(2, 1.0)], ema=4.9))
+    assert paired.paired(by_config, 'swiglu', 'weight_decay') == pytest.approx([-0.1, -0.2, -0.3])
+    assert paired.paired(by_config, 'ema', 'weight_decay') == pytest.approx([0.1, -0.1])
     low, high = paired.interval([-0.1, -0.2, -0.3])
-    assert (low, high) == pytest.approx((-0.2 - 4.303 * 0.1 / 3**0.5, -0.2 + 4.303 * 0.1 / 3**0.5)) and high > 0
-    lines = {line.split(' | ')[1]: line for line in report.ladder_table(results).splitlines()}
-    assert ' | -0.20 [-0.45, +0.05] | ' in lines['`swiglu`'] and ' | +0.10 | ' in lines['`deep`']
-    assert ' | +0.00 | ' in lines['`ema`']
+    assert (low, high) == pytest.approx((-0.2 - 4.303 * 0.1 / 3**0.5, -0.2 + 4.303 * 0.1 / 3**0.5))
+    assert report.signed([-0.1, -0.2, -0.3]) == '-0.20 [-0.45, +0.05]' and report.signed([-0.1, 0.1]) == '+0.00'
     low, high = paired.interval([0.0, 1.0] * 10)
     assert (low + high) / 2 == pytest.approx(0.5) and high - low > 2 * 2.093 * 0.513 / 20**0.5  # never too narrow
-    verdicts = {
-        'holds': [-1.0, -1.01, -1.02],
-        'does not hold here': [1.0, 1.01, 1.02],
-        'not decided': [-0.1, -0.2, -0.3],
-    }
-    assert all(paired.verdict(differences) == text for text, differences in verdicts.items())
-    assert paired.verdict([-5.0, -5.0]) == 'not decided'
-    claims = report.claims_table(results, BENCH)
-    assert '| 3 | the flash model is faster | `flash`, `cosine` |  | 80, 99 ms | holds |' in claims
-    assert '| `swiglu`, `deep` | 38, 48.5 ms | 10, 14 ms | not decided |' in claims
-    assert '| 6 | SwiGLU beats more layers | `swiglu`, `deep` | 2.58, 2.59 | -0.30 | not decided |' in claims
-    assert claims.count(f'| {report.LONG} |') == 1 and '| 2.86, 2.96 |  | not measured yet |' in claims
 
 
 @pytest.mark.parametrize('freedom', [2, 5, 9])
@@ -370,79 +255,90 @@ def test_students_t_leaves_five_per_cent_outside(freedom):
     assert float(mass[x < paired.T95[freedom - 2]].sum() / mass.sum()) == pytest.approx(0.95, abs=1e-4)
 
 
-def test_a_rows_parent_is_the_one_that_its_config_names():
-    assert [rows.parent_of(row) for row in ('sgd', 'adam', 'wide', 'learned', 'best_1_rate', 'best', 'best_97m')] == [
-        None, 'sgd', 'weight_decay', 'learning_rate', 'learned', 'best_8_three_steps', 'swiglu_23']  # fmt: skip
+def test_every_run_has_a_config_and_names_the_run_that_it_changes():
+    assert all(Path(runs.ROOT, 'config', f'{name}.py').exists() for name in (*runs.RUNS, 'best_97m', *OVERLAYS))
+    assert [*map(runs.parent_of, ('sgd', 'adam', 'wide', 'learned', 'muon', 'best', 'best_97m', 'mine'))] == [
+        None, 'sgd', 'weight_decay', 'learning_rate', 'learning_rate', 'three_steps', 'swiglu_23', None]  # fmt: skip
 
 
-def block(path, name):
-    """What stands between a README's markers."""
-    return path.read_text(encoding='utf-8').split(f'<!-- {name} -->\n')[1].split(f'\n<!-- /{name} -->\n')[0]
+def test_the_main_table_has_notebook_full_size_and_short_run():
+    full = grouped(run_of('warmup', 1, [(0.5, 9.0), (1, 3.77), (2, 3.57), (2.5, 3.56)]))
+    losses = {'swiglu': 3.1, 'warmup': 3.0}
+    short = grouped(*(run_of(name, seed, [(0.35, losses[name] + seed / 100)]) for name in losses for seed in (1, 2, 3)))
+    lines = report.runs_table(full, short, [*runs.RUNS][:15]).splitlines()
+    assert len(lines) == 17
+    assert lines[13] == ('| 12 | [`warmup`](config/warmup.py) | run 8 with warmup | 2,102,272 | 2.59, 2.57, 2.56 | '
+                         '3.77, 3.57, – | 3.02 ± 0.01 | -0.10 [-0.10, -0.10] |')  # fmt: skip
+    assert lines[14].endswith('| 2.59, 2.57, 2.54 | not measured | not measured |  |')
+    assert 'notebook' not in report.runs_table(full, short, [*runs.RUNS][15:])
 
 
-def test_the_report_rewrites_both_readmes(tmp_path, monkeypatch):
-    results = {'rows': [run_of(row, 1, [(1, 5.9 - i), (2, 3.9 - i / 50)]) for i, row in enumerate(rows.LOG)]}
-    folder, front = tmp_path / 'results', tmp_path / 'README.md'
-    folder.mkdir()
-    monkeypatch.setattr(report, 'RESULTS', folder)
-    monkeypatch.setattr(report, 'ROOT', tmp_path)
-    monkeypatch.delitem(report.PICTURES, 'bench')  # one picture shows that they are drawn
-    name = Path(report.LADDER).stem
-    record.write(folder / report.LADDER, results)
-    record.write(folder / report.SPEED, BENCH)
-    around = 'before\n<!-- {0} -->\nwhat was\n<!-- /{0} -->\nafter\n'
-    notebook = around.format(name) + around.format('claims') + around.format('bench_cpu')
-    (folder / 'README.md').write_text(notebook)
-    front.write_text(around.format('ladder'))
-    (folder / 'stray.json').write_text('[]')
-    report.make_report()
-    assert front.read_text() == around.format('ladder').replace('what was', report.front_page_table(results))
-    tables = report.ladder_table(results), report.claims_table(results, BENCH), report.bench_table(BENCH)
-    for table in tables:
-        notebook = notebook.replace('what was', table, 1)
-    assert (folder / 'README.md').read_text() == notebook
-    assert (folder / f'{name}.png').stat().st_size > 10_000
-    for path, text, marker in ((front, front.read_text(), 'ladder'), (folder / 'README.md', notebook, 'claims')):
-        path.write_text('nothing\n')
-        with pytest.raises(SystemExit, match=f'README.md has no line <!-- {marker} -->'):
-            report.make_report()
-        assert path.read_text() == 'nothing\n'
-        path.write_text(text)
+def test_a_conclusion_holds_where_the_numbers_say_so():
+    times = (('flash', 70, 80, 90), ('cosine', 91, 99, 110), ('swiglu', 8, 10, 12), ('deep', 11, 14, 15))
+    bench_rows = {'rows': [dict(zip(('config', 'ms_p10', 'ms_median', 'ms_p90'), row, strict=True)) for row in times]}
+
+    def verdicts(full, short):
+        lines = report.conclusions_table(grouped(*full), grouped(*short), bench_rows).splitlines()[2:]
+        return {line.split(' | ')[1]: line.split(' | ')[4:] for line in lines}
+
+    seeds = lambda name, loss: [run_of(name, seed, [(0.3, loss + 0.001 * seed**2)]) for seed in (1, 2, 3)]  # noqa: E731
+    full = [run_of('sgd', 1, [(1, 4.0), (2, 3.0)])]
+    ends = {'adam': 3.9, 'swiglu': 3.0, 'deep': 3.01, 'wide': 3.1, 'warmup': 3.02}
+    full += [run_of(name, 1, [(1, loss)]) for name, loss in ends.items()]
+    found = verdicts(full, [*seeds('wide', 2.0), *seeds('swiglu', 2.5), *seeds('warmup', 2.4)])  # fmt: skip
+    assert found['Adam beats SGD'] == ['-0.10', 'not measured', 'holds |']
+    assert found['SwiGLU beats more layers'] == ['-0.01', 'not measured', 'not decided |']
+    assert found['SwiGLU beats a wider feed-forward'] == ['-0.10', '+0.50 [+0.50, +0.50]', 'holds in one of the two |']
+    assert found['warmup changes little'] == ['+0.02', '-0.10 [-0.10, -0.10]', 'holds in one of the two |']
+    assert found["the flash model is faster than PyTorch's"] == ['80, 99 ms', '', 'holds |']
+    assert found['SwiGLU is faster than more layers'][-1] == 'not decided |'
+    assert found['18 layers help'] == ['not measured', 'not measured', 'not decided |']
 
 
-def test_the_readmes_say_what_the_results_hold():
-    paths = sorted(record.RESULTS.glob('*.json'))
-    assert len(paths) >= 10
-    for path in paths:
-        table = report.TABLES[path.stem.split('_')[0]](record.read(path))
-        assert block(record.RESULTS / 'README.md', path.stem) == table
-    results = record.read(record.RESULTS / report.LADDER)
-    assert block(record.ROOT / 'README.md', 'ladder') == report.front_page_table(results)
-    claims = report.claims_table(results, record.read(record.RESULTS / report.SPEED))
-    assert block(record.RESULTS / 'README.md', 'claims') == claims
+def test_models_without_a_network_against_a_count_by_hand():
+    train_ids, val_ids = np.array([0, 1, 0, 1, 0, 2]), np.array([0, 1, 1, 0])
+    share = np.array([4, 3, 2, 1]) / 10  # each token once more than it occurs, of four
+    after = {0: (np.array([0, 2, 1, 0]) + 2 * share) / 5, 1: (np.array([2, 0, 0, 0]) + share) / 3}
+    unigram, bigram = baselines.unigram_and_bigram(train_ids, val_ids, 4)
+    assert unigram == pytest.approx(-np.log(share[[1, 1, 0]]).mean())
+    assert bigram == pytest.approx(-np.log([after[0][1], after[1][1], after[1][0]]).mean())
 
 
-def test_labels_keep_their_distance():
-    placed = pictures.spread([3.0, 1.0, 1.01, 1.02, 2.0], 0.1)
-    assert placed == pytest.approx([3.0, 1.0, 1.1, 1.2, 2.0])
+def test_the_pages_say_what_the_results_hold():
+    """Every table that is made from results/*.json stands in its page as it would be made now."""
+    tables = report.all_tables()
+    assert len(tables) >= 12
+    for (path, name), table in tables.items():
+        inside = path.read_text(encoding='utf-8').split(f'<!-- {name} -->\n')[1].split(f'\n<!-- /{name} -->\n')[0]
+        assert inside == table, f'{path.name}, {name}: run python -m results.report'
+
+
+def test_a_page_without_its_marks_is_left_alone(tmp_path):
+    page = tmp_path / 'README.md'
+    page.write_text('before\n<!-- a -->\nold\n<!-- /a -->\nafter\n')
+    report.replace_between(page, 'a', 'new')
+    assert page.read_text() == 'before\n<!-- a -->\nnew\n<!-- /a -->\nafter\n'
+    with pytest.raises(SystemExit, match='README.md has no line <!-- b -->'):
+        report.replace_between(page, 'b', 'new')
+    assert 'new' in page.read_text()
 
 
 def test_pictures_need_no_screen(tmp_path, monkeypatch):
     monkeypatch.setenv('MPLBACKEND', 'TkAgg')
-    losses = {'rows': [run_of('sgd', 1, [(1, 9.0), (2, 4.0)]), run_of('adam', 1, [(1, 3.0), (2, 2.0)])]}
-    pictures.draw_losses(losses, tmp_path / 'losses.png')
-    pictures.draw_ends(losses, tmp_path / 'ends.png')
-    speed = {'rows': [{'config': 'swiglu', 'ms_median': 38.0, 'ms_p10': 37.0, 'ms_p90': 41.0}]}
-    pictures.draw_speed(speed, tmp_path / 'speed.png')
-    assert all((tmp_path / f'{name}.png').stat().st_size > 5_000 for name in ('losses', 'ends', 'speed'))
+    for name, draw in pictures.PICTURES.items():
+        draw(tmp_path / f'{name}.png')
+        assert (tmp_path / f'{name}.png').stat().st_size > 10_000
+    assert pictures.spread([3.0, 1.0, 1.01, 1.02, 2.0], 0.1) == pytest.approx([3.0, 1.0, 1.1, 1.2, 2.0])
 
 
 def test_a_commit_is_lost_without_git_and_nothing_else(tmp_path, monkeypatch):
-    assert record.commit(tmp_path) is None
+    assert runs.commit(tmp_path) is None
     monkeypatch.setenv('PATH', str(tmp_path))
-    found = record.provenance()
+    found = runs.provenance()
     assert found['commit'] is None and found['torch'] and found['python'] and found['date']
 
+
+# ---- times ---------------------------------------------------------------------------------------------------------
 
 PEER = """
 import dataclasses, torch
@@ -465,7 +361,7 @@ class GPT(torch.nn.Module):
 def test_the_step_is_timed_beside_nanogpts(tmp_path, monkeypatch, capsys):
     """With a stand-in for nanoGPT's model.py, which is not ours to keep here."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(record, 'RESULTS', tmp_path)
+    monkeypatch.setattr(runs, 'RESULTS', tmp_path)
     monkeypatch.setattr(torch, 'compile', lambda net, **options: net)
 
     def compare(*flags):
@@ -473,7 +369,7 @@ def test_the_step_is_timed_beside_nanogpts(tmp_path, monkeypatch, capsys):
             sys, 'argv', ['nanogpt.py', '--publish', *SMALL, '--nanogpt=nanoGPT', '--seconds=0.01', *flags]
         )
         nanogpt.main()
-        return record.read(tmp_path / 'nanogpt_cpu.json')['rows']
+        return runs.read(tmp_path / 'nanogpt_cpu.json')['rows']
 
     shape = ['--d_ff=64', '--position=learned']
     with pytest.raises(SystemExit, match='git clone https://github.com/karpathy/nanoGPT nanoGPT'):
@@ -491,29 +387,18 @@ def test_the_step_is_timed_beside_nanogpts(tmp_path, monkeypatch, capsys):
         compare('--activation=swiglu')
 
 
-def test_bench_rows_are_recorded(tmp_path, monkeypatch, capfd):
+def test_times_are_recorded(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(record, 'RESULTS', tmp_path)
-    setting = {'device': f'cpu, {torch.get_num_threads()} threads', 'torch': torch.__version__, 'dtype': 'float32'}
-    knobs = [rows.config_of('cpu'), *SMALL, '--seconds=0.01']
-    others = [{'config': 'ema', 'knobs': shlex.join(knobs), **setting}, {'config': 'deep', 'knobs': '', **setting}]
-    record.write(tmp_path / 'bench_cpu.json', {'besides': {'by hand': 1}, 'rows': others})
-    files = [rows.config_of(row) for row in ('swiglu', 'cpu', 'warmup')]
+    monkeypatch.setattr(runs, 'RESULTS', tmp_path)
+    files = [runs.config_path(name) for name in ('swiglu', 'cpu', 'warmup')]
     monkeypatch.setattr(sys, 'argv', ['bench.py', '--publish', *files, *SMALL, '--seconds=0.01'])
     bench.main()
-    results = record.read(tmp_path / 'bench_cpu.json')
-    assert [row['config'] for row in results['rows']] == ['ema', 'swiglu', 'warmup']  # 'deep' had other knobs
-    files = map(rows.config_of, ('ema', 'swiglu', 'warmup', 'cpu'))
-    assert results['command'] == shlex.join(['python', 'bench.py', *files, *SMALL, '--seconds=0.01', '--json'])
-    assert results['besides'] == {'by hand': 1} and 'date' in results['rows'][1]
-    del results['rows'][0]
+    results = runs.read(tmp_path / 'bench_cpu.json')
+    assert [row['config'] for row in results['rows']] == ['swiglu', 'warmup'] and 'date' in results['rows'][1]
+    assert results['command'] == shlex.join(['python', '-m', 'results.bench', *sys.argv[1:]])
     assert report.bench_table(results).count('\n') == 3 and 'swiglu' in capfd.readouterr().out
-    record.write(tmp_path / 'bench_cpu.json', results)
     monkeypatch.setattr(bench, 'ROOT', tmp_path)
     (tmp_path / 'bench.py').write_text('import sys; sys.exit(3)')
     with pytest.raises(SystemExit) as ended:
         bench.main()
-    assert ended.value.code == 3 and record.read(tmp_path / 'bench_cpu.json') == results
-    (tmp_path / 'bench_cpu.json').write_text('{')
-    with pytest.raises(SystemExit, match='is damaged'):  # before the rows are timed
-        bench.main()
+    assert ended.value.code == 3 and runs.read(tmp_path / 'bench_cpu.json') == results

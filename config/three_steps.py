@@ -1,6 +1,6 @@
-# Past the log, rung 8: rung 7 with three steps of orthogonalisation in place of five.
+# Run 20: run 19 with three steps of Muon's orthogonalisation in place of five.
 muon_steps = 3  # the change
-# as in rung 7
+# as in run 19
 activation = 'swiglu'
 d_ff = 256
 warmup_iters = 100
