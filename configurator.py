@@ -73,14 +73,14 @@ def read_config(path, knobs):
                 name = node.targets[0].id
                 values[name] = check(name, evaluate(node.value), knobs)
             elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):  # a docstring
-                raise ValueError('a config file holds only assignments, name = value; nothing in it was run')
+                raise ValueError('a config file holds only assignments, name = value; nothing in it was run.')
     except FileNotFoundError:
         others = sorted(map(str, Path(path).parent.glob('*.py')))
         listed = f'there are: {", ".join(others) or "no .py files"}.'
         sys.exit(f'{path}: no such config file; {closest(path, others, listed)}')
     except ERRORS as error:
-        reason = (getattr(error, 'msg', '') or str(error)).rstrip('.') or type(error).__name__
-        sys.exit(f'{path}:{getattr(error, "lineno", None) or line}: {reason}.')
+        reason = getattr(error, 'msg', '') or str(error) or type(error).__name__
+        sys.exit(f'{path}:{getattr(error, "lineno", None) or line}: {reason}')
     return values
 
 
@@ -105,7 +105,7 @@ def evaluate(node):
     is_literal = isinstance(node, ast.Constant) and type(node.value) in (bool, str, NoneType)
     parts = [] if is_literal else ast.walk(node)
     if not all(isinstance(part, ARITHMETIC) and type(getattr(part, 'value', 0)) in (int, float) for part in parts):
-        raise ValueError('expected a literal, or + - * / on numbers')
+        raise ValueError('expected a literal, or + - * / on numbers.')
     return eval(compile(ast.Expression(node), 'config', 'eval'))  # safe: it holds nothing but numbers and their signs
 
 
@@ -118,7 +118,7 @@ def check(name, value, knobs):
         value = float(value)
     if not (value in allowed or type(value) in allowed) or isinstance(value, float) and not math.isfinite(value):
         expected = ' or '.join(getattr(one, '__name__', repr(one)) for one in allowed).replace('NoneType', 'None')
-        raise ValueError(f'{name} is {value!r:.60}, expected {expected}')
+        raise ValueError(f'{name} is {value!r:.60}, expected {expected}.')
     return value
 
 

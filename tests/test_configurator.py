@@ -5,6 +5,7 @@ import contextlib
 import io
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,7 @@ def exits(*words):
         yield
     assert isinstance(caught.value.code, str) and '\n' not in caught.value.code and len(caught.value.code) < 400
     assert all(word in caught.value.code for word in words), caught.value.code
+    assert not re.search(r'[.?!;:]\W*[.?!]$', caught.value.code), caught.value.code
 
 
 DEFAULTS = {
