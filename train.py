@@ -87,7 +87,8 @@ class Run:
     """The model, its optimizers and its data: everything that a training step changes or reads."""
 
     def __init__(self, config, corpus):
-        micro_batches = rank_and_world_size()[1] * config.gradient_accumulation_steps
+        self.rank, self.world_size = rank_and_world_size()
+        micro_batches = self.world_size * config.gradient_accumulation_steps
         if config.batch_size % micro_batches:
             sys.exit(f'batch_size is {config.batch_size}, expected a multiple of {micro_batches}, the processes times '
                      'gradient_accumulation_steps.')  # fmt: skip
@@ -101,36 +102,33 @@ class Run:
         self.last_step = config.stop_epoch * self.batches.per_epoch if config.stop_epoch else self.total_steps
         self.model = build_model(config, corpus.encoding.n_vocab).to(self.device)
         dtype = torch.bfloat16 if config.dtype == 'bfloat16' else torch.float32
-        muon = {'rms': config.muon_rms, 'steps': config.muon_steps, 'dtype': dtype}
-        peak, decay = config.learning_rate, config.weight_decay
-        self.optimizers = create_optimizers(self.model, config.optimizer, peak, decay, **muon)
+        self.optimizers = create_optimizers(self.model, config.optimizer, config.learning_rate, config.weight_decay,
+                                            rms=config.muon_rms, steps=config.muon_steps, dtype=dtype)  # fmt: skip
         self.ema = copy.deepcopy(self.model) if config.ema_decay else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.dtype == 'float16')
         x, y = self.micro_batches()
         compile_model(self.model, x[0], y[0], config)
-        self.ddp_model = DistributedDataParallel(self.model) if rank_and_world_size()[1] > 1 else self.model
+        self.ddp_model = DistributedDataParallel(self.model) if self.world_size > 1 else self.model
 
     def micro_batches(self):
         """This process's share of the step's inputs and targets: micro-batches of (B, T) each."""
-        rank, world_size = rank_and_world_size()
         n = self.config.gradient_accumulation_steps
-        return (tokens.chunk(world_size)[rank].chunk(n) for tokens in self.batches.get_batch(self.step))
+        return (tokens.chunk(self.world_size)[self.rank].chunk(n) for tokens in self.batches.get_batch(self.step))
 
     def train_step(self):
         """One update of the weights. Returns the mean loss of this process's share of the batch and the gradient's
         norm, as tensors: a step does not wait for the device."""
         config = self.config
-        rank, world_size = rank_and_world_size()
         lr = learning_rate_at(self.step, config.learning_rate, config.min_lr, config.warmup_iters, self.total_steps,
                               config.lr_schedule)  # fmt: skip
         if config.dropout:  # seeded by (seed, step, rank), so that a resumed run repeats it without a saved state
-            torch.manual_seed(int(np.random.SeedSequence((config.seed, self.step, rank)).generate_state(1)[0]))
+            torch.manual_seed(int(np.random.SeedSequence((config.seed, self.step, self.rank)).generate_state(1)[0]))
         if config.compile:  # a replayed CUDA graph may overwrite what the step before returned
             torch.compiler.cudagraph_mark_step_begin()
         x, y = self.micro_batches()
         batch_loss = 0.0
         for i in range(config.gradient_accumulation_steps):
-            if world_size > 1:  # the processes exchange gradients once per step, after the last micro-batch
+            if self.world_size > 1:  # the processes exchange gradients once per step, after the last micro-batch
                 self.ddp_model.require_backward_grad_sync = i == config.gradient_accumulation_steps - 1
             with autocast(config):
                 loss = self.ddp_model(x[i], y[i]) / config.gradient_accumulation_steps
@@ -153,17 +151,17 @@ class Run:
     @torch.no_grad()
     def evaluate(self, model):
         """The model's loss in nats per token over all validation tokens; the processes share the work."""
-        rank, world_size = rank_and_world_size()
+        config = self.config
         # at least 4096 tokens at a time: the small batches of a short run take 1.4 times as long
-        sequences = max(self.config.batch_size // world_size // self.config.gradient_accumulation_steps,
-                        4096 // self.config.block_size)  # fmt: skip
-        batches = validation_batches(self.corpus.val.to(self.device), sequences, self.config.block_size)
+        micro_batch = config.batch_size // self.world_size // config.gradient_accumulation_steps
+        sequences = max(micro_batch, 4096 // config.block_size)
+        batches = validation_batches(self.corpus.val.to(self.device), sequences, config.block_size)
         loss_sum = torch.zeros((), device=self.device)
         model.eval()
-        for x, y in itertools.islice(batches, rank, None, world_size):
-            if self.config.compile:
+        for x, y in itertools.islice(batches, self.rank, None, self.world_size):
+            if config.compile:
                 torch.compiler.cudagraph_mark_step_begin()
-            with autocast(self.config):
+            with autocast(config):
                 loss_sum += model(x, y) * (y >= 0).sum()
         model.train()
         return all_reduce(loss_sum).item() / (len(self.corpus.val) - 1)
@@ -176,7 +174,7 @@ def train(run, signals):
     """Train until run.last_step or until a signal is caught; returns the signal's number, or 0."""
     config = run.config
     out_dir = Path(config.out_dir)
-    is_master = rank_and_world_size()[0] == 0
+    is_master = run.rank == 0
     metrics = checkpoint.open_metrics(out_dir, run.step) if is_master else open(os.devnull, 'w', encoding='utf-8')
     bar = tqdm(total=run.last_step, initial=run.step, unit='batch', disable=None if is_master else True)
     losses, seconds = [], []  # of the steps since the last evaluation: (loss, gradient norm) pairs, and durations
@@ -199,8 +197,7 @@ def train(run, signals):
 
         start = time.perf_counter()
         losses.append(run.train_step())
-        should_log = run.step % config.log_interval == 0
-        if should_log:
+        if should_log := run.step % config.log_interval == 0:
             losses_and_norms = read_losses(run, losses[-config.log_interval :])  # waits for the GPU, so it is timed
         seconds.append(time.perf_counter() - start)
         bar.update()
@@ -211,13 +208,11 @@ def train(run, signals):
 def read_losses(run, losses):
     """The losses and gradient norms of the steps up to this one, means over the processes: (steps, 2), on the CPU.
     Exits at the first that is not finite, except that a scaler may skip a few gradients that are not."""
-    losses_and_norms = all_reduce(torch.stack([torch.stack(pair) for pair in losses])).cpu() / rank_and_world_size()[1]
+    losses_and_norms = all_reduce(torch.stack([torch.stack(pair) for pair in losses])).cpu() / run.world_size
     may_skip = run.scaler.is_enabled() and run.scaler.get_scale() >= 1  # below, it has skipped one step after another
-    finite = (losses_and_norms[:, :1] if may_skip else losses_and_norms).isfinite().all(dim=1).tolist()
-    if not all(finite):
-        i = finite.index(False)
-        loss, norm = losses_and_norms[i].tolist()
-        exit_diverged(run, f'loss {loss:.4g} and gradient norm {norm:.4g} at step {run.step - len(losses) + i + 1}')
+    for step, (loss, norm) in enumerate(losses_and_norms.tolist(), run.step - len(losses) + 1):
+        if not math.isfinite(loss) or not (may_skip or math.isfinite(norm)):
+            exit_diverged(run, f'loss {loss:.4g} and gradient norm {norm:.4g} at step {step}')
     return losses_and_norms
 
 
@@ -225,10 +220,6 @@ def exit_diverged(run, reason):
     """Exit before weights that are not finite are saved."""
     sys.exit(f'{reason}: likely float16, too short a warmup, or too high a learning_rate; '
              f'try {run.config.learning_rate / 2}. What was saved is kept.')  # fmt: skip
-
-
-BUSY = 'on a busy machine, set OMP_NUM_THREADS to the number of idle cores'
-LONG = 'config/cpu.py after the config makes it a short run'
 
 
 def log_step(run, metrics, losses_and_norms, seconds):
@@ -242,8 +233,10 @@ def log_step(run, metrics, losses_and_norms, seconds):
     checkpoint.record(metrics, step=run.step, epoch=epoch + 1, lr=lr, ms_per_batch=ms, loss=loss, grad_norm=norm)
     minutes = (run.last_step - run.step) * statistics.median(seconds) / 60
     if run.device.type == 'cpu' and run.step == run.config.log_interval and minutes > 15:
-        is_small = run.config.batch_size * run.config.block_size <= 768 or 'cpu' in (Path(a).stem for a in sys.argv)
-        print0(f'    about {minutes:.0f} minutes left; {BUSY if is_small else LONG}')
+        advice = 'config/cpu.py after the config makes it a short run'
+        if run.config.batch_size * run.config.block_size <= 768 or 'cpu' in (Path(a).stem for a in sys.argv):
+            advice = 'on a busy machine, set OMP_NUM_THREADS to the number of idle cores'
+        print0(f'    about {minutes:.0f} minutes left; {advice}')
 
 
 def evaluate_and_log(run, metrics, losses_and_norms, seconds):
@@ -265,23 +258,13 @@ def evaluate_and_log(run, metrics, losses_and_norms, seconds):
 
 # ---- the program ---------------------------------------------------------------------------------------------------
 
-MAY_BE_0 = ('seed', 'warmup_iters', 'max_iters')  # every other whole number is at least 1
-BELOW_1 = ('dropout', 'ema_decay')
-FLASH_ONLY = ('activation', 'position', 'attention', 'embedding_norm', 'head_gate', 'value_residual')
-WORDS = {  # the notebook's, in its order; what is 0, False or '' goes unmentioned
-    'n_layer': '{n_layer} layer {kind}transformer ({n_params} parameters)', 'swiglu': 'swiglu activation',
-    'is_wide': 'model width {d_ff}', 'kind': '{position} position embeddings', 'embedding_norm': 'embedding norm',
-    'head_gate': 'head gates', 'value_residual': 'value residual',
-    'batch_size': 'batch size {batch_size}, {optimizer} learning rate {rate}, dropout {dropout}',
-    'weight_decay': 'weight decay {weight_decay}', 'schedule': '{schedule}', 'ema_decay': 'ema',
-}  # fmt: skip
-
 
 def check_numbers(config):
     """Exit with one line if a number is out of its range."""
     for name, value in vars(config).items():
-        low = 1 if type(value) is int and name not in MAY_BE_0 else 0
-        high = 2**63 if type(value) is int else 1 if name in BELOW_1 else math.inf
+        low, high = 0, 1 if name in ('dropout', 'ema_decay') else math.inf
+        if type(value) is int:
+            low, high = 0 if name in ('seed', 'warmup_iters', 'max_iters') else 1, 2**63
         if isinstance(value, (int, float)) and not low <= value < high:
             sys.exit(f'{name} is {value}, expected {low} <= {name} < {high:.3g}.')
 
@@ -295,7 +278,7 @@ def check_knobs(config):
         sys.exit(f'stop_epoch is {config.stop_epoch} and max_iters is {config.max_iters}: leave one of them out.')
     if config.stop_epoch and config.stop_epoch > config.epochs:
         sys.exit(f'stop_epoch is {config.stop_epoch}, expected at most the epochs, {config.epochs}.')
-    for name in FLASH_ONLY:
+    for name in ('activation', 'position', 'attention', 'embedding_norm', 'head_gate', 'value_residual'):
         value = getattr(config, name)
         if config.model == 'torch' and value != globals()[name]:
             sys.exit(f"{name} is {value!r}, which model='torch' ignores: leave it out, or add --model=flash.")
@@ -304,19 +287,25 @@ def check_knobs(config):
 def describe_run(config, vocab_size):
     """What this run is, in the notebook's words."""
     with torch.device('meta'):  # the parameters are counted, not allocated
-        net = build_model(SimpleNamespace(**vars(config) | {'attention': 'naive'}), vocab_size)
+        n_params = build_model(SimpleNamespace(**vars(config) | {'attention': 'naive'}), vocab_size).num_params()
+    kind = {'flash': '(flash attention) ', 'torch': ''}[config.model]
+    optimizer = {'sgd': 'SGD', 'adamw': 'Adam', 'muon': 'Muon'}[config.optimizer]
     rate = float(f'{config.learning_rate * config.learning_rate_scale:.6g}')
-    schedule = {'cosine': 'cosine learning rate schedule', 'constant': ''}[config.lr_schedule]
-    values = vars(config) | {
-        'n_params': net.num_params(),
-        'kind': {'flash': '(flash attention) ', 'torch': ''}[config.model],
-        'swiglu': config.activation == 'swiglu',
-        'is_wide': config.d_ff >= 2 * config.n_embd,  # the notebook names the width of these alone
-        'optimizer': {'sgd': 'SGD', 'adamw': 'Adam', 'muon': 'Muon'}[config.optimizer],
-        'rate': rate if rate >= 0.01 else np.format_float_scientific(rate, trim='-', exp_digits=1),
-        'schedule': f'{schedule} with warmup'.strip() if config.warmup_iters else schedule,
-    }
-    return ', '.join(words.format(**values) for name, words in WORDS.items() if values[name])
+    rate = rate if rate >= 0.01 else np.format_float_scientific(rate, trim='-', exp_digits=1)
+    schedule = 'cosine learning rate schedule ' if config.lr_schedule == 'cosine' else ''
+    schedule += 'with warmup' if config.warmup_iters else ''
+    words = [
+        (True, f'{config.n_layer} layer {kind}transformer ({n_params} parameters)'),
+        (config.activation == 'swiglu', 'swiglu activation'),
+        (config.d_ff >= 2 * config.n_embd, f'model width {config.d_ff}'),  # the notebook names no other width
+        (config.model == 'flash', f'{config.position} position embeddings'),
+        (config.embedding_norm, 'embedding norm'), (config.head_gate, 'head gates'),
+        (config.value_residual, 'value residual'),
+        (True, f'batch size {config.batch_size}, {optimizer} learning rate {rate}, dropout {config.dropout}'),
+        (config.weight_decay, f'weight decay {config.weight_decay}'),
+        (schedule, schedule.strip()), (config.ema_decay, 'ema'),
+    ]  # fmt: skip
+    return ', '.join(text for is_so, text in words if is_so)
 
 
 def set_up(config):
@@ -359,21 +348,14 @@ def write_text(net, encoding, prompt, max_new_tokens, config, **options):
         return encoding.decode(list(ids))
 
 
-def print_sample(run):
-    """Print a sample of what a finished run writes."""
-    generator = torch.Generator(run.device).manual_seed(run.config.seed)
-    options = dict(config=run.config, temperature=0.8, top_k=50, generator=generator)
-    print(f'\n{write_text(run.ema or run.model, run.corpus.encoding, "", 200, **options)}\n')
-
-
 def main():
     config, files = configure([__file__], sys.argv[1:])
     check_knobs(config)
     if config.max_iters == 0:
         print0(describe_run(config, vocab_size_of(config.dataset)))
         return
-    config.out_dir = config.out_dir or 'out/' + ('_'.join(Path(file).stem for file in files) or 'default')
-    config.out_dir = os.path.expanduser(config.out_dir)
+    name = '_'.join(Path(file).stem for file in files) or 'default'
+    config.out_dir = os.path.expanduser(config.out_dir or f'out/{name}')
     if config.init_from == 'resume' and config.overwrite:
         sys.exit('--init_from=resume continues a run, --overwrite deletes it: leave one of them out.')
     if config.init_from == 'auto':
@@ -386,7 +368,9 @@ def main():
         with checkpoint.signals_caught() as signals:
             signum = train(run, signals)
         if is_master and not signum:
-            print_sample(run)
+            generator = torch.Generator(run.device).manual_seed(config.seed)
+            options = {'temperature': 0.8, 'top_k': 50, 'generator': generator}
+            print(f'\n{write_text(run.ema or run.model, run.corpus.encoding, "", 200, config, **options)}\n')
             print(checkpoint.next_commands(config, run.step))
         if dist.is_initialized():  # one process that left at once could die while gloo still frees what it was handed
             dist.barrier()

@@ -256,11 +256,10 @@ def test_each_seed_step_and_rank_drops_others(workplace, monkeypatch):
         c, _ = train.configure([train.__file__], [*SMALL, '--dropout=0.2', f'--seed={seed}'])
         train.choose_machine(c)
         run = train.Run(c, train.open_corpus('tiny'))
-        with monkeypatch.context() as patch:
-            patch.setattr(train, 'rank_and_world_size', lambda rank=rank: (rank, 2))
-            for _ in range(2):
-                run.train_step()
-                seeds.append(torch.initial_seed())
+        run.rank, run.world_size = rank, 2
+        for _ in range(2):
+            run.train_step()
+            seeds.append(torch.initial_seed())
     assert len(set(seeds)) == 6
 
 
