@@ -53,7 +53,7 @@ def choose_machine(config, saved=None):
 def choose_device(name):
     """The torch.device that the knob means, a GPU for each process. Exits if it is not there."""
     if name == 'auto':
-        name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+        name = next(kind for kind in ('cuda', 'mps', 'cpu') if getattr(torch, kind).is_available())
     if name == 'cuda':
         name = f'cuda:{os.environ.get("LOCAL_RANK", 0)}'
     try:
@@ -65,8 +65,7 @@ def choose_device(name):
 
 
 def bfloat16_speedup(config):
-    """How many times as fast this CPU is in bfloat16 as in float32, measured on the work that it will do: forward and
-    backward passes of two layers of this very model over a few hundred tokens, interleaved."""
+    """How many times as fast this CPU is in bfloat16 as in float32, at forward and backward passes of two layers."""
     x = torch.zeros(-(-400 // config.block_size), min(config.block_size, 400), dtype=torch.long)
     seconds = {'float32': [], 'bfloat16': []}
     models = {}
@@ -155,9 +154,9 @@ def rank_and_world_size():
 
 def join_processes(device):
     """Join the processes that torchrun started. Exits if it was not torchrun that set RANK."""
-    timeout = datetime.timedelta(hours=1)  # the first process may have a corpus to prepare
-    try:
-        dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo', timeout=timeout)
+    backend = 'cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo'
+    try:  # an hour, since the first process may have a corpus to prepare
+        dist.init_process_group(backend, timeout=datetime.timedelta(hours=1))
     except ValueError as error:
         sys.exit(f'RANK is set, but not all that torchrun sets: {error}. Use torchrun, or unset RANK.')
     # never freed: gloo would wait there for threads that wait for Python's own lock (pytorch/pytorch#56297)
@@ -180,8 +179,8 @@ def print0(line):
 
 
 def run_program(main):
-    """Run a program's main. It ends without a traceback on Ctrl-C, when the reader of its output leaves, on a file's
-    error and when memory is full. A character that the output's encoding lacks is replaced."""
+    """Run a program's main. Ctrl-C, a reader of its output that leaves, a file's error and a full memory end it without
+    a traceback. A character that the output's encoding lacks is replaced."""
     for name in ('stdout', 'stderr'):
         if getattr(sys, name) is None:  # closed
             setattr(sys, name, open(os.devnull, 'w', encoding='utf-8'))
