@@ -60,8 +60,7 @@ def restore(run, saved):
 
 
 def save(out_dir, state):
-    """Write out_dir/ckpt.pt by torch.save. Whatever happens, the old file or the new one is whole: the new one is
-    written beside the old one and flushed to the disk before it takes the old one's name."""
+    """Write out_dir/ckpt.pt. It is on the disk before it takes the old file's name, so that one is always whole."""
     path, new = out_dir / 'ckpt.pt', out_dir / 'ckpt.pt.new'
     try:
         with open(new, 'wb') as file:
@@ -112,9 +111,8 @@ def lock_folder(out_dir, is_new):
     except (ImportError, OSError) as error:  # Windows, some network file systems
         print(f'{out_dir} cannot be locked ({error}): make sure that no other run uses it', file=sys.stderr)
     if is_new and (out_dir / 'ckpt.pt').exists():
-        sys.exit(
-            f'{out_dir} holds a run: --init_from=resume continues, --overwrite deletes it, a new --out_dir keeps it.'
-        )
+        sys.exit(f'{out_dir} holds a run: --init_from=resume continues, --overwrite deletes it, '
+                 'a new --out_dir keeps it.')  # fmt: skip
     return lock
 
 
