@@ -31,23 +31,24 @@ def configure(programs, arguments):
             choices = f'{", ".join(allowed)}. ' if isinstance(allowed[0], str) else ''
             print(f'  --{name}={default}'.ljust(36), choices + comment)
         sys.exit(0)
-    flags = [read_flag(a, knobs) for a in arguments if a.startswith('-')]
+    flags = dict(read_flag(a, knobs) for a in arguments if a.startswith('-'))
     files = [find_config(a, programs[-1]) for a in arguments if not a.startswith('-')]
     values = {name: default for name, (default, _, _) in knobs.items()}
-    for given in (*(read_config(path, knobs) for path in files), *flags):
-        values |= given
-    return SimpleNamespace(**values), files
+    for path in files:
+        values |= read_config(path, knobs)
+    return SimpleNamespace(**values | flags), files
 
 
 def read_knobs(program):
     """The literals with lower-case names at the top of a source file: {name: (default, what is allowed, comment)}.
-    Allowed are the types or choices of an annotation, `int | None` or `Literal['a', 'b']`, or else the default's type.
-    """
-    source, knobs = Path(program).read_text(encoding='utf-8'), {}
+    An annotation like `int | None` or `Literal['a', 'b']` says what is allowed; otherwise the default's type is."""
+    source = Path(program).read_text(encoding='utf-8')
+    knobs = {}
     for node in ast.parse(source).body:
         if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, ast.Constant):
-            words, _, comment = source.splitlines()[node.lineno - 1].partition('  # ')
-            name, annotation = words.replace(':', ' ').split()[0], getattr(node, 'annotation', None)
+            assignment, _, comment = source.splitlines()[node.lineno - 1].partition('  # ')
+            name = assignment.replace(':', ' ').split()[0]
+            annotation = getattr(node, 'annotation', None)
             kind = eval(ast.unparse(annotation), {'Literal': Literal}) if annotation else type(node.value.value)
             if name.islower():
                 knobs[name] = node.value.value, get_args(kind) or (kind,), comment
@@ -55,12 +56,11 @@ def read_knobs(program):
 
 
 def find_config(path, program):
-    """The path of a config file: as given, or beside the program, or by its name without .py in the program's config/.
-    Where there is none, a path that read_config can complain about."""
+    """The path of a config file: as given, beside the program, or by its name in config/; read_config may refuse it."""
     home = Path(program).parent
     places = Path(os.path.expanduser(path)), home / path, home / 'config' / f'{path}.py'
-    otherwise = path if path.endswith('.py') else str(places[-1])
-    return next((str(place) for place in places if place.is_file()), otherwise)
+    nearest = path if path.endswith('.py') else str(places[-1])
+    return next((str(place) for place in places if place.is_file()), nearest)
 
 
 def read_config(path, knobs):
@@ -76,8 +76,8 @@ def read_config(path, knobs):
                 raise ValueError('a config file holds only assignments, name = value; nothing in it was run.')
     except FileNotFoundError:
         others = sorted(map(str, Path(path).parent.glob('*.py')))
-        listed = f'there are: {", ".join(others) or "no .py files"}.'
-        sys.exit(f'{path}: no such config file; {closest(path, others, listed)}')
+        there_are = f'there are: {", ".join(others) or "no .py files"}.'
+        sys.exit(f'{path}: no such config file; {closest(path, others, there_are)}')
     except ERRORS as error:
         reason = getattr(error, 'msg', '') or str(error) or type(error).__name__
         sys.exit(f'{path}:{getattr(error, "lineno", None) or line}: {reason}')
@@ -85,7 +85,7 @@ def read_config(path, knobs):
 
 
 def read_flag(flag, knobs):
-    """One --key=value, checked: {key: value}. --key alone means True. Text needs no quotes and may contain '='."""
+    """One --key=value, checked: (key, value). --key alone means True. Text needs no quotes and may contain '='."""
     name, equals, text = flag.removeprefix('--').partition('=')
     _, allowed, _ = knobs.get(name, (None, (bool,), ''))
     if not equals and bool not in allowed:
@@ -95,7 +95,7 @@ def read_flag(flag, knobs):
         with contextlib.suppress(*ERRORS):  # the value stays text, and check() says what it expected
             value = evaluate(ast.parse(text.strip(), mode='eval').body)
     try:
-        return {name: check(name, value, knobs)}
+        return name, check(name, value, knobs)
     except ERRORS as error:
         sys.exit(f'command line: {error}')
 
