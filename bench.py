@@ -62,7 +62,8 @@ def milliseconds(function, device, calls=1):
 
 def time_in_turns(steps, device, seconds):
     """Times of several functions in ms, a list each; interleaved, so that a drift of the machine affects all alike."""
-    times, calls = [[] for _ in steps], IN_A_ROW.get(device.type, 1)
+    times = [[] for _ in steps]
+    calls = IN_A_ROW.get(device.type, 1)
     while sum(map(sum, times)) * calls < seconds * 1e3 * len(steps) or len(times[0]) < 5:
         for step, its_times in zip(steps, times, strict=True):
             its_times.append(milliseconds(step, device, calls))
@@ -127,8 +128,7 @@ def print_profile(config):
     run = build_run(config)
     Path('trace.json').touch()  # fails before the work does: torch itself does not say when it cannot write
     with torch.profiler.profile() as profiler:
-        for _ in range(3):
-            milliseconds(run.train_step, run.device)
+        milliseconds(run.train_step, run.device, calls=3)
     profiler.export_chrome_trace('trace.json')
     key = 'self_device_time_total' if run.device.type == 'cuda' else 'self_cpu_time_total'
     print(profiler.key_averages().table(sort_by=key, row_limit=15, max_name_column_width=40))
