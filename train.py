@@ -193,6 +193,7 @@ def train(run, signals):
             checkpoint.save(out_dir, checkpoint.capture_state(run))
         if finished or signum:
             bar.close()
+            metrics.close()
             return signum
 
         start = time.perf_counter()
