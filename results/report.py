@@ -208,7 +208,9 @@ def all_tables():
     front, page = ROOT / 'README.md', RESULTS / 'README.md'
     files = {path.stem: read(path) for path in sorted(RESULTS.glob('*.json')) if path.stem != 'notebook'}
     full, short = runs_by_config(files[FULL_SIZE]), runs_by_config(files[SHORT])
-    tables = {(page, stem): TABLES.get(stem.split('_')[0], plain_table)(results) for stem, results in files.items()}
+    files_with_table = {stem: results for stem, results in files.items() if 'cases' not in results}
+    tables = {(page, stem): TABLES.get(stem.split('_')[0], plain_table)(results)
+              for stem, results in files_with_table.items()}  # fmt: skip
     return tables | {
         (front, 'notebook'): runs_table(full, short, [name for name in RUNS if 'losses' in RUNS[name]]),
         (front, 'past'): runs_table(full, short, [name for name in RUNS if 'losses' not in RUNS[name]]),
