@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from bpe import MERGES, read_encoding
-from sources import ROOT, corpus_name, find_prepared, prepare, read_meta, source_id
+from sources import ROOT, command_again, corpus_name, find_prepared, has_changed, locked, prepare, read_meta, source_id
 
 
 class Corpus:
@@ -28,15 +28,16 @@ class Corpus:
 
     def __init__(self, name):
         self.folder = ROOT / name
-        self.meta = read_meta(self.folder)
-        # mapped copy-on-write: torch warns about memory that is read-only
-        self.train, self.val = (
-            torch.from_numpy(np.memmap(self.folder / f'{split}.bin', '<i4', mode='c')) for split in ('train', 'val')
-        )
+        with locked(name, shared=True):
+            self.meta = read_meta(self.folder)
+            # mapped copy-on-write: torch warns about memory that is read-only
+            self.train, self.val = (
+                torch.from_numpy(np.memmap(self.folder / f'{split}.bin', '<i4', mode='c')) for split in ('train', 'val')
+            )
+            ranks, encoding = self.folder / 'bpe.tiktoken', self.meta['encoding']
+            self.vocabulary = ranks.read_text(encoding='utf-8') if encoding == 'bpe' else encoding
         self.source = self.meta['source']
         self.val_bytes = self.meta['val']['bytes']
-        ranks, encoding = self.folder / 'bpe.tiktoken', self.meta['encoding']
-        self.vocabulary = ranks.read_text(encoding='utf-8') if encoding == 'bpe' else encoding
         self.encoding = read_encoding(self.vocabulary)
         version = self.meta.get('python')  # every Python has another standard library, and so other losses
         self.description = f'{name} of Python {version}' if version else name
@@ -83,10 +84,14 @@ def validation_batches(tokens, batch_size, block_size):
 def open_corpus(dataset, allow_stale=False):
     """The Corpus of a prepared corpus's name, a known name or a path.
 
-    It is prepared first if it does not exist, or if the files of a path have changed since. With allow_stale the corpus
-    of a path is opened although its files have changed: a resumed run needs the tokens with which it started."""
+    It is prepared first if it does not exist, or if the files of a path have changed since; a line says so where a name
+    was given. With allow_stale it is opened as it is: a resumed run needs the tokens with which it started."""
     if name := find_prepared(dataset):
-        return Corpus(name)
+        corpus = Corpus(name)
+        if not allow_stale and has_changed(corpus.meta):
+            again = command_again(corpus.meta)
+            print(f'{corpus.source} has changed since {corpus.folder} was prepared; again: {again}', file=sys.stderr)
+        return corpus
     if allow_stale and (name := find_prepared(corpus_name(dataset))):
         corpus = Corpus(name)
         if corpus.source == source_id(dataset):  # not another file of the same name
@@ -102,11 +107,15 @@ def vocab_size_of(dataset):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('source', nargs='?', default='stdlib')
+    parser.add_argument('source', nargs='*', default=['stdlib'])
     parser.add_argument('--encoding', default='bpe', help='bpe: learn our own; or a name that tiktoken knows')
     parser.add_argument('--errors', default='strict', choices=('strict', 'replace'), help='bytes that are not UTF-8')
     parser.add_argument('--overwrite', action='store_true', help='prepare it again although it exists')
-    name = prepare(**vars(parser.parse_args()))
+    arguments = parser.parse_intermixed_args()
+    if len(arguments.source) > 1:
+        sys.exit('data.py prepares one SOURCE: put several files into a folder; put a name with blanks into quotes.')
+    [arguments.source] = arguments.source
+    name = prepare(**vars(arguments))
     print(f'train on it: python train.py config/swiglu.py --dataset={shlex.quote(name)}')
 
 

@@ -1,10 +1,11 @@
 """Where text comes from: a file, folder, archive or URL becomes a corpus, a folder data/NAME of token files.
 
 `prepare` finds a source's documents, splits them into training and validation, learns a vocabulary from those for
-training, and writes both as tokens. Nothing here is needed to understand training. It needs bpe.
+training, and writes both as tokens. Nothing here is needed to understand training. It needs bpe and documents.
 """
 
 import collections
+import contextlib
 import hashlib
 import itertools
 import json
@@ -18,7 +19,6 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
-import time
 import urllib.request
 import zipfile
 from functools import partial
@@ -29,6 +29,7 @@ import regex  # comes with tiktoken, which splits with the same syntax
 from tqdm import tqdm
 
 from bpe import SPLIT, learn_bpe, read_encoding, to_rank_file
+from documents import read_pieces, split
 
 ROOT = Path('data')
 KNOWN = {
@@ -36,11 +37,10 @@ KNOWN = {
     'shakespeare': 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt',
     'enwik8': 'http://mattmahoney.net/dc/enwik8.zip',
 }
+HIDDEN = re.compile(r'\.')
 # tests, installed packages, and the file that describes the machine
-STDLIB_LEFT_OUT = re.compile(r'(^|/)((test|tests|idle_test|site-packages|dist-packages)/|_sysconfigdata)')
+STDLIB_LEFT_OUT = re.compile(r'\.|(test|tests|idle_test|site-packages|dist-packages)$|_sysconfigdata')
 CORPUS_FILES = ('train.bin', 'val.bin', 'bpe.tiktoken', 'meta.json')
-VAL_HASH_LIMIT = 13  # of the 256 values of a hash's first byte: about 5 % of the documents are for validation
-CHARS_PER_PIECE = 1 << 18  # text is split into words and encoded in pieces of this size
 MAX_WORD_CHARS = 256  # a longer word is counted in parts: learning from a line of a million letters would take minutes
 SAMPLE_CHARS = 32_000_000  # the BPE is learned from about as much text at most, evenly spread over the corpus
 PROGRESS_BAR = dict(unit='B', unit_scale=True, disable=None)  # disable=None: on terminals only
@@ -65,35 +65,42 @@ def find_prepared(dataset):
     """NAME if `dataset` is NAME or a path of data/NAME and that corpus exists; otherwise None."""
     name = Path(dataset).name
     in_root = dataset == name or Path(dataset).resolve().parent == ROOT.resolve()
-    return name if in_root and (ROOT / name / 'meta.json').exists() else None
+    with locked(name, shared=True):
+        return name if in_root and (ROOT / name / 'meta.json').exists() else None
 
 
-def command_again(source, encoding, errors):
+def command_again(meta):
     """The command that prepares a corpus anew."""
-    words = ['python', 'data.py', source, f'--encoding={encoding}', f'--errors={errors}', '--overwrite']
-    return shlex.join(word for word in words if word not in ('--encoding=bpe', '--errors=strict'))  # the defaults
+    words = [meta.get('source', 'SOURCE'), *(f'--{key}={meta[key]}' for key in ('encoding', 'errors') if key in meta)]
+    words = [word for word in words if word not in ('--encoding=bpe', '--errors=strict')]  # the defaults
+    return shlex.join(['python', 'data.py', *words, '--overwrite'])
 
 
-def walk(root):
-    """Yields the files below a folder, except those of data/. Links to folders are followed; none is read twice."""
-    seen = {os.path.realpath(ROOT)}
-    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=lambda error: sys.exit(str(error))):
-        real = os.path.realpath(folder)
-        if real in seen:
-            print(f'{folder} leads to {real}, which holds corpora or was read already: left out', file=sys.stderr)
-            subfolders.clear()
-        else:
-            yield from (Path(folder, name) for name in names)
-        seen.add(real)
+def identity(path):
+    return path.exists() and (path.stat().st_dev, path.stat().st_ino)
+
+
+def walk(path, name, left_out, seen):
+    """Yields (name, path) of a file, or of each file below a folder in a fixed order, except empty ones. Links are
+    followed. seen: the identities of what was read; nothing is read twice."""
+    is_new = identity(path) not in seen
+    seen.add(identity(path))
+    if path.is_dir() and not is_new:
+        print(f'{path} leads to {path.resolve()}, which holds corpora or was read already: left out', file=sys.stderr)
+    elif path.is_dir():
+        for entry in sorted(os.listdir(path)):
+            if not left_out.match(entry) and (path / entry).exists():  # not a link to nowhere
+                yield from walk(path / entry, name / entry, left_out, seen)
+    elif path.is_file() and path.stat().st_size and is_new:
+        yield name, path
 
 
 def find_files(path):
-    """{name: path} of a file, or of the files below a folder in a fixed order; without hidden and empty ones."""
-    files = {file.relative_to(path): file for file in walk(path)} if path.is_dir() else {PurePath(path.name): path}
-    if path == Path(KNOWN['stdlib']):
-        files = {n: file for n, file in files.items() if n.suffix == '.py' and not STDLIB_LEFT_OUT.search(n.as_posix())}
-    visible = sorted(name for name in files if '/.' not in f'/{name.as_posix()}')
-    return {name: files[name] for name in visible if files[name].is_file() and files[name].stat().st_size}
+    """{name: path} of a file, or of the files below a folder except hidden ones and those of data/."""
+    is_stdlib = path == Path(KNOWN['stdlib'])
+    name = '' if path.is_dir() else path.name
+    files = walk(path, PurePath(name), STDLIB_LEFT_OUT if is_stdlib else HIDDEN, {identity(ROOT)})
+    return {name: file for name, file in files if name.suffix == '.py' or not is_stdlib}
 
 
 def fingerprint(files):
@@ -123,40 +130,6 @@ def fetch(place, scratch):
     return folder
 
 
-def pieces(text):
-    return [text[i : i + CHARS_PER_PIECE] for i in range(0, len(text), CHARS_PER_PIECE)]
-
-
-def read_pieces(name, file, errors):
-    """A file's text in pieces. Exits with the offset of a byte that is not UTF-8, which errors='replace' reads as
-    U+FFFD."""
-    try:
-        return pieces(file.read_bytes().decode('utf-8', errors))
-    except UnicodeDecodeError as error:
-        sys.exit(f'{name}: byte {error.start} is not UTF-8. Convert the file, unpack it or leave it out; or '
-                 'python data.py SOURCE --errors=replace reads U+FFFD there.')  # fmt: skip
-
-
-def split(documents):
-    """The documents for training and those for validation, two lists. documents: {name: function that reads pieces}.
-
-    Folders train/ and val/ are the split where both exist. A single document gives its last tenth to validation.
-    Otherwise the hash of its name decides for each document, so that it keeps its split when others come or go."""
-    if len(documents) == 1:
-        [read] = documents.values()
-        text = ''.join(read())
-        cut = len(text) * 9 // 10
-        return [lambda: pieces(text[:cut])], [lambda: pieces(text[cut:])]
-    val_names = {name for name in documents if 'val' in name.parts[:-1]}
-    if not val_names or not any('train' in name.parts[:-1] for name in documents):
-        hashes = {name: hashlib.blake2b(os.fsencode(name.as_posix())).digest()[0] for name in documents}
-        val_names = {name for name in documents if hashes[name] < VAL_HASH_LIMIT}
-        if not 0 < len(val_names) < len(documents):  # neither split may be empty
-            val_names = {min(documents, key=hashes.get)}
-    train = [document for name, document in documents.items() if name not in val_names]
-    return train, [document for name, document in documents.items() if name in val_names]
-
-
 def checksum(path):
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
@@ -174,9 +147,7 @@ def read_meta(folder):
             if checksum(folder / file) != sha256 or not (folder / file).stat().st_size:
                 raise ValueError(f'{file} is empty or not what was written (SHA-256)')
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        known = {'source': 'SOURCE', 'encoding': 'bpe', 'errors': 'strict'} | meta
-        remedy = command_again(known['source'], known['encoding'], known['errors'])
-        sys.exit(f'{folder} is damaged: {error}. Prepare it again: {remedy}')
+        sys.exit(f'{folder} is damaged: {error}. Prepare it again: {command_again(meta)}')
     return meta
 
 
@@ -187,6 +158,8 @@ def check_source(source, place, name):
     if not remote and not os.path.exists(place):
         names = ', '.join(sorted(p.parent.name for p in ROOT.glob('*/meta.json'))) or 'none'
         sys.exit(f'{source} is no path and no corpus; prepared: {names}; known: {", ".join(KNOWN)}.')
+    if not remote and not os.path.isfile(place) and not os.path.isdir(place):
+        sys.exit(f'{source} is a pipe or a device, which cannot be read twice: save its text to a file first.')
     if name in KNOWN and source not in KNOWN:
         sys.exit(f'{source} would become {folder}, which is the place of the known corpus {name}: rename it.')
     if not remote and Path(os.path.realpath(place)).is_relative_to(folder.resolve()):
@@ -195,19 +168,45 @@ def check_source(source, place, name):
         sys.exit(f'{folder} is in the way: it holds files that data.py did not write. Move it, or rename {source}.')
 
 
-def is_up_to_date(folder, meta, command):
-    """Whether a folder's corpus was prepared from the source and files of `meta`; `command` prepares it anew. Exits if
-    it was prepared from another source."""
+def has_changed(meta):
+    """Whether the files from which a corpus was prepared are still there, but not as they were."""
+    place = Path(KNOWN.get(meta['source'], meta['source']))
+    with contextlib.suppress(OSError):
+        return place.exists() and meta.get('fingerprint') != fingerprint(find_files(place))
+    return False
+
+
+def is_up_to_date(folder, source, command):
+    """Whether a folder's corpus was prepared from a source as it is now; `command` prepares it anew. Exits if it was
+    prepared from another source."""
     if not (folder / 'meta.json').exists():
         return False
-    old, source = read_meta(folder), meta['source']
-    if old['source'] != source:
-        sys.exit(f'{folder} was prepared from {old["source"]}, not from {source}: rename one, or lose it: {command}')
-    if old.get('fingerprint') == meta['fingerprint']:
-        print(f'{folder} is prepared already; to do it again: {command}', file=sys.stderr)
-        return True
-    print(f'{source} has changed since {folder} was prepared', file=sys.stderr)
-    return False
+    meta = read_meta(folder)
+    if meta['source'] != source_id(source):
+        new = source_id(source)
+        sys.exit(f'{folder} was prepared from {meta["source"]}, not from {new}: rename one, or lose it: {command}')
+    if has_changed(meta):
+        print(f'{source} has changed since {folder} was prepared', file=sys.stderr)
+        return False
+    print(f'{folder} is prepared already; to do it again: {command}', file=sys.stderr)
+    return True
+
+
+@contextlib.contextmanager
+def locked(name, shared=False):
+    """Waits while another program prepares data/NAME, and lets others do so only afterwards. shared: for reading."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):  # Windows, some network file systems, no such corpus
+            import fcntl
+
+            lock = stack.enter_context(open(ROOT / f'.{name}.lock', 'r' if shared else 'a'))
+            how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            try:
+                fcntl.flock(lock, how | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f'waiting for another program that prepares {ROOT / name}', file=sys.stderr)
+                fcntl.flock(lock, how)
+        yield
 
 
 def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
@@ -218,33 +217,34 @@ def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
     name = corpus_name(source, encoding)
     folder = ROOT / name
     check_source(source, place, name)
-    files = {} if is_url(place) else find_files(Path(place))
-    meta = {'source': source_id(source), 'errors': errors, 'fingerprint': fingerprint(files)}
-    if source == 'stdlib':
-        meta['python'] = platform.python_version()
-    if not overwrite and is_up_to_date(folder, meta, command_again(source, encoding, errors)):
-        return name
-    print(f'preparing {folder} from {place}', file=sys.stderr)
     try:
         ROOT.mkdir(exist_ok=True)
-        for old in ROOT.glob(f'.preparing-{name}-*'):
-            if time.time() - old.stat().st_mtime > 24 * 3600:  # of a preparation that was killed
-                shutil.rmtree(old)
-        with tempfile.TemporaryDirectory(prefix=f'.preparing-{name}-', dir=ROOT) as scratch:
-            path = fetch(place, Path(scratch))
-            files = files if path == Path(place) else find_files(path)
-            documents = {inner: partial(read_pieces, inner, file, errors) for inner, file in files.items()}
-            write_corpus(folder, Path(scratch), documents, encoding, meta)
+        with locked(name):
+            command = command_again({'source': source, 'encoding': encoding, 'errors': errors})
+            if not overwrite and is_up_to_date(folder, source, command):
+                return name
+            print(f'preparing {folder} from {place}', file=sys.stderr)
+            for old in ROOT.glob(f'.preparing-{name}-*'):
+                shutil.rmtree(old)  # of a preparation that was killed, since this one is locked
+            with tempfile.TemporaryDirectory(prefix=f'.preparing-{name}-', dir=ROOT) as scratch:
+                files = {} if is_url(place) else find_files(Path(place))
+                meta = {'source': source_id(source), 'errors': errors, 'fingerprint': fingerprint(files)}
+                if source == 'stdlib':
+                    meta['python'] = platform.python_version()
+                path = fetch(place, Path(scratch))
+                files = files if path == Path(place) else find_files(path)
+                write_corpus(folder, Path(scratch), files, encoding, meta)
     except Exception as error:  # whatever the source, its archive or the disk answers
         sys.exit(f'{source_id(source)} could not be prepared: {" ".join((str(error) or repr(error)).split())}')
     return name
 
 
-def write_corpus(folder, scratch, documents, encoding, meta):
+def write_corpus(folder, scratch, files, encoding, meta):
     """Write the corpus into scratch, then move it to its folder: a preparation that is killed leaves no corpus."""
-    if not documents:
+    if not files:
         raise ValueError('it holds no text')
-    train, val = split(documents)
+    documents = {name: partial(read_pieces, name, file, meta['errors']) for name, file in files.items()}
+    train, val, why = split(documents, {name: file.stat().st_size for name, file in files.items()})
     corpus = scratch / 'corpus'
     corpus.mkdir()
     vocabulary = encoding
@@ -255,6 +255,13 @@ def write_corpus(folder, scratch, documents, encoding, meta):
     for name, texts in (('train', train), ('val', val)):
         meta[name] = write_tokens(corpus / f'{name}.bin', texts, encoder)
         print(f'{folder}: {meta[name]["tokens"]:,} tokens in {name}.bin', file=sys.stderr)
+    n_bytes = meta['train']['bytes'] + meta['val']['bytes']
+    if not n_bytes:
+        raise ValueError('it holds no text')
+    share = meta['val']['bytes'] / n_bytes
+    much = ', more than half' if share > 0.5 else ''
+    few = ', too few for an exact loss' if share < 0.01 or meta['val']['tokens'] < 1000 else ''
+    print(f'{folder}: held out for validation: {why}; {share:.1%} of the text{much}{few}', file=sys.stderr)
     meta |= {'encoding': encoding, 'sha256': {file.name: checksum(file) for file in sorted(corpus.iterdir())}}
     (corpus / 'meta.json').write_text(json.dumps(meta, indent=2) + '\n', encoding='utf-8')
     if folder.exists():
@@ -265,9 +272,12 @@ def write_corpus(folder, scratch, documents, encoding, meta):
 def count_words(documents):
     """{word: count} of the documents' text split by SPLIT; of every second, third, ... piece of a large corpus."""
     words, pattern = collections.Counter(), regex.compile(SPLIT)
-    n_chars = sum(len(piece) for read in documents for piece in read())
-    every = max(1, math.ceil(n_chars / SAMPLE_CHARS))
-    for piece in itertools.islice((piece for read in documents for piece in read()), 0, None, every):
+
+    def pieces():
+        return (piece for read in documents for piece, _ in read())
+
+    every = max(1, math.ceil(sum(map(len, pieces())) / SAMPLE_CHARS))
+    for piece in itertools.islice(pieces(), 0, None, every):
         words.update(
             word[i : i + MAX_WORD_CHARS] for word in pattern.findall(piece) for i in range(0, len(word), MAX_WORD_CHARS)
         )
@@ -276,13 +286,15 @@ def count_words(documents):
 
 def write_tokens(path, documents, encoder):
     """Write the documents' tokens to a file, END_OF_TEXT after each. Returns how many tokens, bytes and documents."""
-    stream = (piece for read in documents for piece in [*read(), None])  # None closes a document
-    n_bytes = 0
+    stream = (piece for read in documents for piece in read())
+    n_bytes = n_documents = 0
     with open(path, 'wb') as file, tqdm(desc=f'tokenize {path.stem}', **PROGRESS_BAR) as bar:
-        while batch := list(itertools.islice(stream, 64)):
-            for ids in encoder.encode_ordinary_batch([piece or '' for piece in batch], num_threads=os.cpu_count()):
-                file.write(np.array(ids or [encoder.eot_token], dtype='<i4').tobytes())
-            batch_bytes = sum(len(piece.encode()) for piece in batch if piece)
-            n_bytes += batch_bytes
+        while batch := list(itertools.islice(stream, 16)):
+            pieces, ends = zip(*batch, strict=True)
+            encoded = encoder.encode_ordinary_batch(pieces, num_threads=os.cpu_count())
+            for ids, is_end in zip(encoded, ends, strict=True):
+                file.write(np.array(ids + [encoder.eot_token] * is_end, dtype='<i4').tobytes())
+            batch_bytes = sum(len(piece.encode()) for piece in pieces)
+            n_bytes, n_documents = n_bytes + batch_bytes, n_documents + sum(ends)
             bar.update(batch_bytes)
-    return {'tokens': path.stat().st_size // 4, 'bytes': n_bytes, 'documents': len(documents)}
+    return {'tokens': path.stat().st_size // 4, 'bytes': n_bytes, 'documents': n_documents}
