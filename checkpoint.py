@@ -36,6 +36,7 @@ def capture_state(run):
         'knobs': vars(run.config),
         'vocabulary': run.corpus.vocabulary,
         'corpus': run.corpus.meta['sha256']['train.bin'],
+        'validation text': run.corpus.meta['sha256']['val.bin'],
     }
 
 
@@ -45,7 +46,8 @@ def restore(run, saved):
     current = capture_state(run)
     changed = {knob: f'{knob} was {old[knob]!r}, now {new.get(knob)!r}' for knob in old if old[knob] != new.get(knob)}
     refused = [change for knob, change in changed.items() if knob in FIXED]
-    refused += [f'another {name}' for name in ('corpus', 'vocabulary') if saved[name] != current[name]]
+    identities = [name for name in ('corpus', 'validation text', 'vocabulary') if name in saved]  # older ones lack one
+    refused += [f'another {name}' for name in identities if saved[name] != current[name]]
     if refused:
         sys.exit(f'cannot resume: {"; ".join(refused)}. Use the command of the first run, or another --out_dir.')
     run.model.load_state_dict(saved['model'])

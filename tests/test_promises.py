@@ -476,10 +476,27 @@ def test_resuming_another_run_is_refused(run):
     Path('other.txt').write_text('another corpus, with other words: ' + 'lorem ipsum dolor sit amet\n' * 500)
     before = Path('out/fixed/ckpt.pt').read_bytes()
     refusals = {f'--{knob}={new}': f'{knob} was {old!r}, now {new!r}' for knob, (old, new) in CHANGES.items()}
-    for flag, words in (refusals | {'--dataset=other.txt': 'another corpus; another vocabulary'}).items():
+    refusals['--dataset=other.txt'] = 'another corpus; another validation text; another vocabulary'
+    for flag, words in refusals.items():
         with pytest.raises(SystemExit, match=f'cannot resume: .*{words}'):
             run('--out_dir=out/fixed', '--init_from=resume', flag)
     assert Path('out/fixed/ckpt.pt').read_bytes() == before
+
+
+def test_resuming_with_another_validation_text_alone_is_refused(run):
+    for name in ('train', 'val'):
+        Path('sides', name).mkdir(parents=True)
+        Path('sides', name, 'a.txt').write_text(Path('tiny.txt').read_text())
+    run('--out_dir=out/sides', '--dataset=sides', stop_at=5)
+    Path('sides/val/a.txt').write_text(Path('tiny.txt').read_text()[::2])
+    train.open_corpus('./sides')
+    resume = ['--out_dir=out/sides', '--dataset=sides', '--init_from=resume']
+    with pytest.raises(SystemExit, match='cannot resume: another validation text. Use'):
+        run(*resume)
+    saved = load('out/sides')
+    del saved['validation text']  # as in checkpoints before it was recorded
+    save(Path('out/sides'), saved)
+    assert 'resumed at step 5' in run(*resume)
 
 
 def test_resuming_with_other_schedule_and_intervals_is_allowed_and_said(run):
