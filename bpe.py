@@ -29,10 +29,10 @@ import tiktoken
 from tqdm import tqdm
 
 MERGES = 768  # 256 bytes + 768 merges = the notebook's 1024 tokens; END_OF_TEXT is the 1025th
-END_OF_TEXT = '<|endoftext|>'  # closes every document; a text that contains these characters gets ordinary tokens
+END_OF_TEXT = '<|endoftext|>'  # closes every document; inside a line of text these characters get ordinary tokens
 # GPT-2's rule for words: a token never crosses from a word, a number, a run of signs or of spaces into the next.
-# The possessive ++ does not backtrack, and sources.CHARS_PER_PIECE bounds the one \s+ that does: a million spaces in a
-# row would otherwise take minutes or overflow the stack.
+# The possessive ++ does not backtrack, and documents.CHARS_PER_PIECE bounds the one \s+ that does: a million spaces in
+# a row would otherwise take minutes or overflow the stack.
 SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
@@ -83,6 +83,12 @@ def make_encoding(tokens, name='bpe'):
     """The tiktoken.Encoding of learned tokens, with END_OF_TEXT as the last id: it encodes text and decodes ids."""
     ranks = {token: i for i, token in enumerate(tokens)}
     return tiktoken.Encoding(name, pat_str=SPLIT, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(tokens)})
+
+
+def unused_ids(encoding):
+    """The ids below n_vocab that stand for no text, a list: cl100k_base has 16. A model must not sample them."""
+    tokens = [*encoding.token_byte_values(), *encoding.special_tokens_set]
+    return sorted(set(range(encoding.n_vocab)).difference(map(encoding.encode_single_token, tokens)))
 
 
 def to_rank_file(tokens):

@@ -143,11 +143,11 @@ class LanguageModel(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
 
     @torch.no_grad()
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, generator=None):
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, generator=None, unused_ids=()):
         """Continue idx (B, T): yields max_new_tokens next tokens, (B, 1) each. Call model.eval() first.
 
-        The temperature divides the logits; 0 takes the likeliest token. top_k keeps the k likeliest. The model sees at
-        most block_size tokens: when the text outgrows them, its newer half is read again into a new cache."""
+        The temperature divides the logits; 0 takes the likeliest. top_k keeps the k likeliest, never unused_ids. The
+        model sees at most block_size tokens: when the text outgrows them, its newer half is read into a new cache."""
         idx = idx[:, -self.block_size :]
         cache = {}
         for _ in range(max_new_tokens):
@@ -156,6 +156,7 @@ class LanguageModel(nn.Module):
                 cache = {}
             # forward itself, not the compiled call, which would compile again for each length
             logits = self.forward(idx, cache=cache)[:, -1].float()  # (B, V)
+            logits[:, list(unused_ids)] = -math.inf
             if top_k is not None and top_k < logits.size(-1):
                 logits[logits < logits.topk(top_k).values[:, -1:]] = -math.inf
             if temperature == 0:

@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import checkpoint
+from bpe import unused_ids
 from configurator import configure
 from data import Batches, open_corpus, validation_batches, vocab_size_of
 from machine import all_reduce, autocast, choose_machine, compile_model, print0, rank_and_world_size, run_program
@@ -344,7 +345,8 @@ def write_text(net, encoding, prompt, max_new_tokens, config, **options):
     net.eval()
     ids = [encoding.eot_token, *encoding.encode_ordinary(prompt)]  # the prompt is the start of a document
     with autocast(config):
-        tokens = net.generate(torch.tensor([ids], device=config.device), max_new_tokens, **options)
+        prompt_ids = torch.tensor([ids], device=config.device)
+        tokens = net.generate(prompt_ids, max_new_tokens, unused_ids=unused_ids(encoding), **options)
         ids = itertools.takewhile(lambda i: i != encoding.eot_token, map(torch.Tensor.item, tokens))
         return encoding.decode(list(ids))
 

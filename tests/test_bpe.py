@@ -10,6 +10,7 @@ import itertools
 import random
 
 import pytest
+import tiktoken
 from tiktoken import _educational as educational
 from tiktoken_ext.openai_public import r50k_pat_str
 
@@ -112,6 +113,18 @@ def test_500_random_texts_come_back():
         assert encoding.eot_token not in ids
         assert encoding.decode_bytes(ids) == text.encode()
         assert bpe.read_encoding(bpe.to_rank_file(tokens)).encode_ordinary(text) == ids
+
+
+def test_ids_that_stand_for_no_text_are_known():
+    tokens = [bytes([i]) for i in range(256)] + [b'ab', b'cd']
+    assert bpe.unused_ids(bpe.make_encoding(tokens)) == []
+    assert bpe.unused_ids(encoding_with_gaps()) == [256, 259, 261]
+
+
+def encoding_with_gaps():
+    ranks = {bytes([i]): i for i in range(256)} | {b'ab': 257, b'cd': 258}
+    special = {bpe.END_OF_TEXT: 260, '<|other|>': 262}
+    return tiktoken.Encoding('gaps', pat_str=bpe.SPLIT, mergeable_ranks=ranks, special_tokens=special)
 
 
 def test_the_example_in_bpe():

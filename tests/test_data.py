@@ -1,6 +1,7 @@
 """data.py: a prepared corpus is opened whole or not at all; every token is trained and validated on as promised."""
 
 import itertools
+import math
 import os
 from pathlib import Path
 
@@ -8,12 +9,15 @@ import numpy as np
 import pytest
 import tiktoken
 import torch
+from test_bpe import encoding_with_gaps
 from test_sources import bytes_of, exits, place, prose, ranks_of, write  # noqa: F401 (a fixture of every test)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bpe
 import data
 import sources
+import train
+from configurator import configure
 
 # ---- a corpus ------------------------------------------------------------------------------------------------------
 
@@ -95,6 +99,27 @@ def test_the_remedy_names_what_was_asked_for(monkeypatch):
     os.remove('data/odd/train.bin')
     with exits('odd.txt --errors=replace --overwrite'):
         data.open_corpus('odd')
+
+
+def test_a_model_never_writes_an_id_that_stands_for_no_text(monkeypatch):
+    """Although its logits favour these: greedily, by chance, and among the likeliest."""
+    encoding = encoding_with_gaps()
+    monkeypatch.setattr(tiktoken, 'get_encoding', lambda name: encoding)
+    corpus = data.Corpus(sources.prepare(write('text.txt', 'abcd ' * 100), encoding='gaps'))
+    config, _ = configure([train.__file__], ['--n_layer=1', '--n_head=2', '--n_embd=8', '--device=cpu'])
+    config.dtype, config.attention = 'float32', 'naive'
+    net = train.build_model(config, corpus.encoding.n_vocab)
+    forward, ids = net.forward, bpe.unused_ids(encoding)
+
+    def favouring(*args, **options):
+        logits = forward(*args, **options)
+        logits[..., ids] += 1000
+        logits[..., encoding.eot_token] = -math.inf
+        return logits
+
+    monkeypatch.setattr(net, 'forward', favouring)
+    for options in (dict(temperature=0), dict(temperature=1.0), dict(top_k=3), dict(top_k=1)):
+        assert len(train.write_text(net, encoding, 'ab', 50, config, **options)) > 10
 
 
 # ---- batches -------------------------------------------------------------------------------------------------------

@@ -409,7 +409,7 @@ def test_a_sample_ends_at_the_end_of_a_document(run, monkeypatch, capsys):
     end = train.open_corpus('tiny').encoding.eot_token
     ids, asked = [ord('a'), ord('b'), end, ord('c')], []
 
-    def generate(self, idx, max_new_tokens, temperature, top_k, generator):
+    def generate(self, idx, max_new_tokens, temperature, top_k, generator, unused_ids):
         asked.append((idx.tolist(), max_new_tokens, temperature, top_k, generator.initial_seed()))
         return (torch.tensor([[i]]) for i in ids)
 
