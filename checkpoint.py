@@ -5,6 +5,7 @@ and lock.
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -16,12 +17,16 @@ import zipfile
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
-from machine import rank_and_world_size
+from machine import all_reduce, rank_and_world_size
 
 # knobs that a resumed run must keep, or it would be another run
 FIXED = ('model n_layer n_head n_embd d_ff block_size activation position embedding_norm head_gate '
          'value_residual optimizer muon_steps weight_decay ema_decay seed batch_size').split()  # fmt: skip
+# Ctrl-C; kill; a closed terminal; what SLURM sends before a job's time is up. Windows has the first two only
+SIGNALS = ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU')
+STOP_SIGNALS = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
 RUN = ('metrics.jsonl', 'ckpt.pt')  # a run's files; without the last there is no run, so it is moved last
 
 
@@ -33,11 +38,33 @@ def capture_state(run):
         'ema': run.ema and run.ema.state_dict(),
         'scaler': run.scaler.state_dict(),
         'step': run.step,
+        'since_log': run.since_log,
+        'since_evaluation': run.since_evaluation,
+        'lowest': run.lowest,
         'knobs': vars(run.config),
-        'vocabulary': run.corpus.vocabulary,
-        'corpus': run.corpus.meta['sha256']['train.bin'],
-        'validation text': run.corpus.meta['sha256']['val.bin'],
+        **identity(run.corpus),
     }
+
+
+def identity(corpus):
+    """What a resumed run, and each process of a run, must have in common with the others."""
+    sha256 = corpus.meta['sha256']
+    return {'corpus': sha256['train.bin'], 'validation text': sha256['val.bin'], 'vocabulary': corpus.vocabulary}
+
+
+def compare_corpora(corpus):
+    """Exit if the processes, which may run on several machines, have different corpora."""
+    digest = int(hashlib.sha256(repr(identity(corpus)).encode()).hexdigest()[:15], 16)
+    if all_reduce(digest, dist.ReduceOp.MIN) != all_reduce(digest, dist.ReduceOp.MAX):
+        other = f'{corpus.folder} is not the same on all machines: copy it from one of them to the others.'
+        sys.exit(other if rank_and_world_size()[0] == 0 else 1)
+
+
+def is_finite(run):
+    """Whether all numbers are finite that a checkpoint of the run would hold."""
+    tensors = [*run.model.parameters(), *(run.ema.parameters() if run.ema else ())]
+    tensors += [value for each in run.optimizers for state in each.state.values() for value in state.values()]
+    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors if torch.is_tensor(tensor)]).all())
 
 
 def restore(run, saved):
@@ -46,8 +73,8 @@ def restore(run, saved):
     current = capture_state(run)
     changed = {knob: f'{knob} was {old[knob]!r}, now {new.get(knob)!r}' for knob in old if old[knob] != new.get(knob)}
     refused = [change for knob, change in changed.items() if knob in FIXED]
-    identities = [name for name in ('corpus', 'validation text', 'vocabulary') if name in saved]  # older ones lack one
-    refused += [f'another {name}' for name in identities if saved[name] != current[name]]
+    # checkpoints of older versions lack the validation text
+    refused += [f'another {name}' for name in identity(run.corpus) if saved.get(name, current[name]) != current[name]]
     if refused:
         sys.exit(f'cannot resume: {"; ".join(refused)}. Use the command of the first run, or another --out_dir.')
     run.model.load_state_dict(saved['model'])
@@ -58,6 +85,8 @@ def restore(run, saved):
     if saved['scaler']:  # empty where the scaler was off
         run.scaler.load_state_dict(saved['scaler'])
     run.step = saved['step']
+    run.since_log, run.since_evaluation = saved.get('since_log', []), saved.get('since_evaluation', [])
+    run.lowest = saved.get('lowest', run.lowest)
     return [change for knob, change in changed.items() if knob not in ('out_dir', 'init_from', 'overwrite')]
 
 
@@ -151,7 +180,7 @@ def record(metrics, **numbers):
 
 @contextlib.contextmanager
 def signals_caught():
-    """A list that receives the first SIGINT, SIGTERM or SIGHUP; the next one quits at once."""
+    """A list that receives the first of STOP_SIGNALS; the next one quits at once."""
     signals = []
 
     def remember(signum, frame):
@@ -160,9 +189,9 @@ def signals_caught():
         for each in handlers:
             signal.signal(each, signal.SIG_DFL)
 
-    signums = {signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM)}  # Windows has no SIGHUP
     # an ignored signal stays ignored: nohup's SIGHUP
-    handlers = {each: signal.signal(each, remember) for each in signums if signal.getsignal(each) != signal.SIG_IGN}
+    caught = [each for each in STOP_SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
+    handlers = {each: signal.signal(each, remember) for each in caught}
     try:
         yield signals
     finally:
@@ -173,7 +202,11 @@ def signals_caught():
 def resume_command(*changes):
     """This run's command with --init_from=resume and changed knobs, ready to paste."""
     _, world_size = rank_and_world_size()
-    launcher = ['torchrun', f'--nproc_per_node={world_size}'] if world_size > 1 else ['python']
+    per_node = int(os.environ.get('LOCAL_WORLD_SIZE', world_size))
+    launcher = ['torchrun', f'--nproc_per_node={per_node}'] if world_size > 1 else ['python']
+    if per_node < world_size:  # to be started on each of several machines
+        launcher += [f'--nnodes={world_size // per_node}', '--rdzv_backend=c10d', '--rdzv_id=resume',
+                     f'--rdzv_endpoint={os.environ["MASTER_ADDR"]}']  # fmt: skip
     replaced = {'--init_from', '--overwrite', *(change.partition('=')[0] for change in changes)}
     words = [word for word in sys.argv[1:] if word.partition('=')[0] not in replaced]
     return shlex.join([*launcher, sys.argv[0], *words, '--init_from=resume', *changes])
@@ -182,10 +215,12 @@ def resume_command(*changes):
 def next_commands(config, step):
     """What can be done with a finished run, a command a line: sample from it, or train on."""
     sample = shlex.join(['python', str(Path(sys.argv[0]).with_name('sample.py')), f'--out_dir={config.out_dir}'])
+    rises = config.lr_schedule == 'cosine' and not (config.stop_epoch and config.stop_epoch < config.epochs)
     if config.max_iters is not None:
         changes = [f'--max_iters={2 * step}']
     elif config.stop_epoch and config.stop_epoch < config.epochs:
         changes = [f'--stop_epoch={config.stop_epoch + 1}']
     else:
         changes = [f'--epochs={config.epochs + 1}', *(['--stop_epoch=None'] if config.stop_epoch else [])]
-    return f'sample more: {sample}\ntrain on:    {resume_command(*changes)}'
+    warning = '  # a longer cosine: the learning rate rises again' if rises else ''
+    return f'sample more: {sample}\ntrain on:    {resume_command(*changes)}{warning}'

@@ -184,7 +184,8 @@ def run_program(main):
     for name in ('stdout', 'stderr'):
         if getattr(sys, name) is None:  # closed
             setattr(sys, name, open(os.devnull, 'w', encoding='utf-8'))
-    sys.stdout.reconfigure(errors='replace')
+    if hasattr(sys.stdout, 'reconfigure'):  # Jupyter's and IDLE's streams have no encoding
+        sys.stdout.reconfigure(errors='replace')
     try:
         main()
         sys.stdout.flush()

@@ -33,6 +33,7 @@ from data import Batches, open_corpus, validation_batches, vocab_size_of
 from machine import all_reduce, autocast, choose_machine, compile_model, print0, rank_and_world_size, run_program
 from model import build_model
 from optim import create_optimizers, learning_rate_at, update_average
+from sources import corpus_name
 
 # ---- settings: the defaults are run 5; a config file or --name=value changes them ----------------------------------
 
@@ -42,6 +43,7 @@ init_from: Literal['scratch', 'resume', 'auto'] = 'scratch'  # 'resume': continu
 overwrite = False  # start over although out_dir holds a run, which is deleted after the new run's first checkpoint
 seed = 1  # of the initial weights, the order of the data and dropout
 eval_interval = 500  # steps between evaluations, each followed by a checkpoint; every epoch ends with one, too
+eval_iters: int | None = None  # evaluate on this many batches of the validation text; None: on all of it
 log_interval = 20  # steps between log lines
 # data
 dataset = 'stdlib'  # a corpus that data.py prepared, a known name, or a path, which is prepared first
@@ -81,6 +83,8 @@ device = 'auto'  # 'cpu', 'cuda', 'cuda:1', 'mps', or 'auto': cuda, else mps, el
 dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'  # 'auto': the faster; a resumed run keeps its own
 compile: bool | None = None  # torch.compile the model; None: on CUDA only
 
+SAVE_EVERY = 60  # seconds between checkpoints at most, whatever the evaluations
+
 # ---- the training step ---------------------------------------------------------------------------------------------
 
 
@@ -98,9 +102,10 @@ class Run:
         self.device = torch.device(config.device)
         self.batches = Batches(corpus.train, config.batch_size, config.block_size, config.seed, self.device)
         self.step = 0  # updates done
-        # the length of the schedule, and of the run
-        self.total_steps = config.epochs * self.batches.per_epoch if config.max_iters is None else config.max_iters
-        self.last_step = config.stop_epoch * self.batches.per_epoch if config.stop_epoch else self.total_steps
+        self.last_step = config.stop_epoch * self.batches.per_epoch if config.stop_epoch else self.total_steps(config)
+        # (loss, gradient norm) of each step: on the device until read_losses fetches them for the two means
+        self.unread, self.since_log, self.since_evaluation = [], [], []
+        self.lowest = math.inf, 0  # the lowest validation loss, and its step
         self.model = build_model(config, corpus.encoding.n_vocab).to(self.device)
         dtype = torch.bfloat16 if config.dtype == 'bfloat16' else torch.float32
         self.optimizers = create_optimizers(self.model, config.optimizer, config.learning_rate, config.weight_decay,
@@ -111,6 +116,16 @@ class Run:
         compile_model(self.model, x[0], y[0], config)
         self.ddp_model = DistributedDataParallel(self.model) if self.world_size > 1 else self.model
 
+    def total_steps(self, config):
+        """The length of a config's learning-rate schedule."""
+        return config.epochs * self.batches.per_epoch if config.max_iters is None else config.max_iters
+
+    def learning_rate(self, config):
+        """The learning rate of the next step by a config's schedule."""
+        return config.learning_rate_scale * learning_rate_at(
+            self.step, config.learning_rate, config.min_lr, config.warmup_iters, self.total_steps(config),
+            config.lr_schedule)  # fmt: skip
+
     def micro_batches(self):
         """This process's share of the step's inputs and targets: micro-batches of (B, T) each."""
         n = self.config.gradient_accumulation_steps
@@ -119,9 +134,7 @@ class Run:
     def train_step(self):
         """One update of the weights. Returns the mean loss of this process's share of the batch and the gradient's
         norm, as tensors: a step does not wait for the device."""
-        config = self.config
-        lr = learning_rate_at(self.step, config.learning_rate, config.min_lr, config.warmup_iters, self.total_steps,
-                              config.lr_schedule)  # fmt: skip
+        config, lr = self.config, self.learning_rate(self.config)
         if config.dropout:  # seeded by (seed, step, rank), so that a resumed run repeats it without a saved state
             torch.manual_seed(int(np.random.SeedSequence((config.seed, self.step, self.rank)).generate_state(1)[0]))
         if config.compile:  # a replayed CUDA graph may overwrite what the step before returned
@@ -138,10 +151,13 @@ class Run:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)
+        # float16 may overflow: then the whole update is left out. scaler.step would leave out one optimizer's part only
+        should_skip = self.scaler.is_enabled() and not norm.isfinite()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group['lr'] = lr * config.learning_rate_scale
-            self.scaler.step(optimizer)
+                group['lr'] = lr
+            if not should_skip:
+                optimizer.step()
             optimizer.zero_grad()
         self.scaler.update()
         if self.ema:
@@ -150,22 +166,30 @@ class Run:
         return batch_loss, norm
 
     @torch.no_grad()
-    def evaluate(self, model):
-        """The model's loss in nats per token over all validation tokens; the processes share the work."""
+    def evaluate(self, model, signals=()):
+        """The model's loss in nats per token over the validation tokens, or over eval_iters batches of them; the
+        processes share the work. None once a signal was caught."""
         config = self.config
         # at least 4096 tokens at a time: the small batches of a short run take 1.4 times as long
         micro_batch = config.batch_size // self.world_size // config.gradient_accumulation_steps
         sequences = max(micro_batch, 4096 // config.block_size)
-        batches = validation_batches(self.corpus.val.to(self.device), sequences, config.block_size)
+        n_targets = len(self.corpus.val) - 1
+        if config.eval_iters:
+            n_targets = min(n_targets, config.eval_iters * config.batch_size * config.block_size)
+        tokens = self.corpus.val[: n_targets + 1].to(self.device)
         loss_sum = torch.zeros((), device=self.device)
+        was_stopped = False
         model.eval()
-        for x, y in itertools.islice(batches, self.rank, None, self.world_size):
-            if config.compile:
-                torch.compiler.cudagraph_mark_step_begin()
-            with autocast(config):
-                loss_sum += model(x, y) * (y >= 0).sum()
+        for i, (x, y) in enumerate(validation_batches(tokens, sequences, config.block_size)):
+            if i % self.world_size == 0 and (was_stopped := bool(all_reduce(len(signals), dist.ReduceOp.MAX))):
+                break
+            if i % self.world_size == self.rank:
+                if config.compile:
+                    torch.compiler.cudagraph_mark_step_begin()
+                with autocast(config):
+                    loss_sum += model(x, y) * (y >= 0).sum()
         model.train()
-        return all_reduce(loss_sum).item() / (len(self.corpus.val) - 1)
+        return None if was_stopped else all_reduce(loss_sum).item() / n_targets
 
 
 # ---- the loop ------------------------------------------------------------------------------------------------------
@@ -178,44 +202,54 @@ def train(run, signals):
     is_master = run.rank == 0
     metrics = checkpoint.open_metrics(out_dir, run.step) if is_master else open(os.devnull, 'w', encoding='utf-8')
     bar = tqdm(total=run.last_step, initial=run.step, unit='batch', disable=None if is_master else True)
-    losses, seconds = [], []  # of the steps since the last evaluation: (loss, gradient norm) pairs, and durations
+    seconds = []  # the duration of each step
+    next_save = time.monotonic() + SAVE_EVERY
     while True:
         # evaluate, save and stop at the top of the loop, so that this is done after the last update as well
         finished = run.step >= run.last_step
-        signum = int(all_reduce(signals[0] if signals else 0, dist.ReduceOp.MAX))  # all processes stop at one step
         is_due = run.step % config.eval_interval == 0 or run.step % run.batches.per_epoch == 0
-        should_evaluate = bool(losses) and (finished or is_due)
-        if losses and (should_evaluate or signum):
-            losses_and_norms = read_losses(run, losses)  # exits if it has diverged
+        should_evaluate = bool(run.unread or run.since_evaluation) and (finished or is_due)
         if should_evaluate:
-            evaluate_and_log(run, metrics, losses_and_norms, seconds)
-            losses, seconds = [], []
-        if is_master and (should_evaluate or signum):
-            checkpoint.save(out_dir, checkpoint.capture_state(run))
+            evaluate_and_log(run, metrics, seconds, signals)
+        # all processes stop at one step, and save at one step
+        should_save = should_evaluate or time.monotonic() > next_save
+        signum, should_save = map(int, all_reduce([signals[0] if signals else 0, should_save], dist.ReduceOp.MAX))
+        if should_save or signum:
+            read_losses(run)
+            if not checkpoint.is_finite(run):
+                exit_diverged(run, f'weights that are not finite after step {run.step}')
+            start = time.monotonic()
+            if is_master:
+                checkpoint.save(out_dir, checkpoint.capture_state(run))
+            next_save = time.monotonic() + max(SAVE_EVERY, 20 * (time.monotonic() - start))  # at most 5 % of the time
         if finished or signum:
             bar.close()
             metrics.close()
             return signum
 
         start = time.perf_counter()
-        losses.append(run.train_step())
+        run.unread.append(run.train_step())
         if should_log := run.step % config.log_interval == 0:
-            losses_and_norms = read_losses(run, losses[-config.log_interval :])  # waits for the GPU, so it is timed
+            read_losses(run)  # waits for the GPU, so it is timed
         seconds.append(time.perf_counter() - start)
         bar.update()
         if should_log:
-            log_step(run, metrics, losses_and_norms, seconds[-config.log_interval :])
+            log_step(run, metrics, seconds)
 
 
-def read_losses(run, losses):
-    """The losses and gradient norms of the steps up to this one, means over the processes: (steps, 2), on the CPU.
-    Exits at the first that is not finite, except that a scaler may skip a few gradients that are not."""
-    losses_and_norms = all_reduce(torch.stack([torch.stack(pair) for pair in losses])).cpu() / run.world_size
+def read_losses(run):
+    """Fetch the losses and gradient norms of the steps up to this one, means over the processes. Exits at the first
+    that is not finite, except that a scaler may skip a few gradients that are not."""
+    if not run.unread:
+        return
+    rows = all_reduce(torch.stack([torch.stack(pair) for pair in run.unread])).cpu() / run.world_size
     may_skip = run.scaler.is_enabled() and run.scaler.get_scale() >= 1  # below, it has skipped one step after another
-    for step, (loss, norm) in enumerate(losses_and_norms.tolist(), run.step - len(losses) + 1):
+    for step, (loss, norm) in enumerate(rows.tolist(), run.step - len(rows) + 1):
         if not math.isfinite(loss) or not (may_skip or math.isfinite(norm)):
             exit_diverged(run, f'loss {loss:.4g} and gradient norm {norm:.4g} at step {step}')
-    return losses_and_norms
+    run.unread = []
+    run.since_log += rows.tolist()
+    run.since_evaluation += rows.tolist()
 
 
 def exit_diverged(run, reason):
@@ -224,15 +258,16 @@ def exit_diverged(run, reason):
              f'try {run.config.learning_rate / 2}. What was saved is kept.')  # fmt: skip
 
 
-def log_step(run, metrics, losses_and_norms, seconds):
-    """Print and record one line about the last steps: their losses, the gradient's norm, their times."""
-    loss, norm = losses_and_norms[:, 0].mean().item(), losses_and_norms[-1, 1].item()
+def log_step(run, metrics, seconds):
+    """Print and record one line about the steps since the last: their mean loss, the gradient's norm, their time."""
+    loss, norm = statistics.fmean(loss for loss, _ in run.since_log), run.since_log[-1][1]
     epoch, i = divmod(run.step - 1, run.batches.per_epoch)
     lr = run.optimizers[0].param_groups[0]['lr']
-    ms = statistics.mean(seconds) * 1e3
+    ms = statistics.fmean(seconds[-run.config.log_interval :]) * 1e3
     print0(f'epoch {epoch + 1:2d} | {i + 1:5d}/{run.batches.per_epoch} batches | lr {lr:.2e} | ms/batch {ms:6.1f} | '
            f'loss {loss:6.3f} | gradient norm {norm:5.2f}')  # fmt: skip
     checkpoint.record(metrics, step=run.step, epoch=epoch + 1, lr=lr, ms_per_batch=ms, loss=loss, grad_norm=norm)
+    run.since_log = []
     minutes = (run.last_step - run.step) * statistics.median(seconds) / 60
     if run.device.type == 'cpu' and run.step == run.config.log_interval and minutes > 15:
         advice = 'config/cpu.py after the config makes it a short run'
@@ -241,21 +276,36 @@ def log_step(run, metrics, losses_and_norms, seconds):
         print0(f'    about {minutes:.0f} minutes left; {advice}')
 
 
-def evaluate_and_log(run, metrics, losses_and_norms, seconds):
-    """Evaluate the model and its average; print and record the results. Exits if the loss is not finite."""
-    train_loss = losses_and_norms[:, 0].mean().item()
-    val = run.evaluate(run.model)
+def evaluate_and_log(run, metrics, seconds, signals):
+    """Evaluate the model and its average; print and record the results. Exits if the loss is not finite. Where a signal
+    comes in between, nothing is recorded: the resumed run evaluates again."""
+    read_losses(run)
+    start = time.perf_counter()
+    val = run.evaluate(run.model, signals)
+    ema = run.evaluate(run.ema, signals) if run.ema else None
+    if val is None or run.ema and ema is None:
+        return
+    took = time.perf_counter() - start
     if not math.isfinite(val):
         exit_diverged(run, f'validation loss {val} after step {run.step}')
-    ema = run.evaluate(run.ema) if run.ema else None
+    train_loss = statistics.fmean(loss for loss, _ in run.since_evaluation)
+    tokens_per_step = run.config.batch_size * run.config.block_size
+    speed = tokens_per_step / statistics.fmean(seconds[-len(run.since_evaluation) :]) if seconds else None
+    run.since_evaluation = []
     epoch = run.step / run.batches.per_epoch
-    speed = run.config.batch_size * run.config.block_size / statistics.mean(seconds)
     per_byte = val * len(run.corpus.val) / run.corpus.val_bytes / math.log(2)
     losses = f'loss: {val:.2f}' + (f' ema_loss: {ema:.2f}' if run.ema else '')
     print0(f'epoch {epoch:.0f} {losses}' if epoch % 1 == 0 else f'step {run.step} {losses} ({epoch:.3g} epochs)')
-    print0(f'    training loss {train_loss:.3f} | {per_byte:.3f} bits per byte | {speed:,.0f} tokens/s')
+    details = [f'training loss {train_loss:.3f}', f'{per_byte:.3f} bits per byte']
+    details += [f'{speed:,.0f} tokens/s'] if speed else []
+    details += [f'evaluated in {took:.0f} s; --eval_iters takes fewer batches'] if took > 5 else []
+    print0(f'    {" | ".join(details)}')
     checkpoint.record(metrics, step=run.step, epoch=epoch, val_loss=val, ema_loss=ema, train_loss=train_loss,
                       bits_per_byte=per_byte, tokens_per_s=speed)  # fmt: skip
+    run.lowest = min(run.lowest, (val, run.step))
+    if run.step - run.lowest[1] >= 3 * run.config.eval_interval:
+        print0(f'    the validation loss has not fallen below {run.lowest[0]:.2f} since step {run.lowest[1]}: if the '
+               'training loss still falls, the model learns the text by heart')  # fmt: skip
 
 
 # ---- the program ---------------------------------------------------------------------------------------------------
@@ -319,7 +369,9 @@ def set_up(config):
     corpus = open_corpus(config.dataset, allow_stale=saved is not None) if rank == 0 else None
     if world_size > 1:
         dist.barrier()
-    run = Run(config, corpus or open_corpus(config.dataset, allow_stale=True))
+    corpus = corpus or open_corpus(config.dataset, allow_stale=True)
+    checkpoint.compare_corpora(corpus)
+    run = Run(config, corpus)
     print0(describe_run(config, run.corpus.encoding.n_vocab))
     compiled = ', compiled' if config.compile else ''
     processes = f', {world_size} processes' if world_size > 1 else ''
@@ -328,12 +380,17 @@ def set_up(config):
     limit = f', stops after epoch {config.stop_epoch}' if config.stop_epoch else ''
     limit = ' (by max_iters, not by epochs)' if config.max_iters else limit
     print0(f'corpus: {run.corpus.description}, {len(run.corpus.train):,} tokens, {run.batches.per_epoch:,} batches per '
-           f'epoch, {run.total_steps:,} in all{limit}')  # fmt: skip
+           f'epoch, {run.total_steps(config):,} in all{limit}')  # fmt: skip
     if run.last_step < 100 and config.max_iters is None:
-        print0('    few steps to learn in: lower --batch_size and --block_size, or more --epochs')
+        print0('    few steps to learn in: config/cpu.py after the config has sizes for a small text')
+    if config.warmup_iters >= run.last_step:
+        print0(f'    warmup_iters is {config.warmup_iters}: the learning rate does not reach its peak')
     if saved:
         for change in checkpoint.restore(run, saved):
             print0(f'resume: {change}')
+        before, now = run.learning_rate(SimpleNamespace(**saved['knobs'])), run.learning_rate(config)
+        if run.step < run.last_step and not math.isclose(before, now, rel_tol=0.01):
+            print0(f'resume: the learning rate jumps from {before:.2e} to {now:.2e}, since its schedule has changed')
         print0(f'resumed at step {run.step} of {run.last_step}')
     elif rank == 0:
         checkpoint.move_aside(Path(config.out_dir))  # --overwrite, now that nothing can be refused any more
@@ -358,6 +415,7 @@ def main():
         print0(describe_run(config, vocab_size_of(config.dataset)))
         return
     name = '_'.join(Path(file).stem for file in files) or 'default'
+    name += f'_{corpus_name(config.dataset)}' if config.dataset != dataset else ''
     config.out_dir = os.path.expanduser(config.out_dir or f'out/{name}')
     if config.init_from == 'resume' and config.overwrite:
         sys.exit('--init_from=resume continues a run, --overwrite deletes it: leave one of them out.')

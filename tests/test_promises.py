@@ -22,10 +22,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import REPO, SMALL, assert_same, same
+from torch.distributed.run import get_args_parser
 
 import machine
+import sources
 import train
-from checkpoint import FIXED, load, save
+from checkpoint import FIXED, SIGNALS, load, save
 from machine import run_program
 
 pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='signals and locks of Unix')
@@ -213,7 +215,7 @@ def test_a_full_file_system(start, run, tmp_path):
 # ---- 4: signals ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize('signum', [getattr(signal, name) for name in SIGNALS])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_continue(start, run, signum):
     out_dir, knobs = f'out/signal_{signum}', [*HARD, '--max_iters=100']
     process = start(*knobs, f'--out_dir={out_dir}')
@@ -226,6 +228,67 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_continue(start, run, s
         run(*knobs, f'--out_dir={out_dir}', '--init_from=resume')
         run(*knobs, '--out_dir=out/unsignalled')
         assert_same(load(out_dir), load('out/unsignalled'))
+
+
+def metrics_without_times(out_dir):
+    lines = [json.loads(line) for line in open(f'{out_dir}/metrics.jsonl')]
+    return [{k: v for k, v in line.items() if k not in ('ms_per_batch', 'tokens_per_s')} for line in lines]
+
+
+@pytest.mark.parametrize('stop_at', [3, 8, 10])  # between two log lines; after one, too; before an evaluation
+def test_the_metrics_of_a_stopped_run_are_those_of_an_uninterrupted_one(run, stop_at):
+    knobs = ['--max_iters=20', '--eval_interval=10', '--ema_decay=0.9']
+    out_dir = f'out/stopped_at_{stop_at}'
+    run(*knobs, f'--out_dir={out_dir}', stop_at=stop_at)
+    run(*knobs, f'--out_dir={out_dir}', '--init_from=resume')
+    if not Path('out/not_stopped').exists():
+        run(*knobs, '--out_dir=out/not_stopped')
+    assert metrics_without_times(out_dir) == metrics_without_times('out/not_stopped')
+    assert_same(load(out_dir), load('out/not_stopped'))
+
+
+def test_a_signal_in_an_evaluation_saves_at_once_and_the_resumed_run_evaluates(run, monkeypatch):
+    """Of the two evaluations of step 10, the model's and its average's, the second is cut short after a batch."""
+    knobs, calls = ['--max_iters=20', '--eval_interval=10', '--ema_decay=0.9', '--eval_iters=50'], []
+    run(*knobs, '--out_dir=out/heard')
+    batches = train.validation_batches
+
+    def interrupted(*arguments):
+        for i, batch in enumerate(batches(*arguments)):
+            calls.append(i)
+            if len(calls) == 1 + len(list(batches(*arguments))):
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, 'validation_batches', interrupted)
+        patch.setattr('conftest.signal.SIGINT', signal.SIGTERM)  # the end that stop_at expects
+        run(*knobs, '--out_dir=out/hears', stop_at=10_000)
+    assert load('out/hears')['step'] == 10 and calls[-1] <= 1
+    assert [line['step'] for line in metrics_without_times('out/hears')] == [5, 10]
+    run(*knobs, '--out_dir=out/hears', '--init_from=resume')
+    assert metrics_without_times('out/hears') == metrics_without_times('out/heard')
+    assert_same(load('out/hears'), load('out/heard'))
+
+
+def test_a_checkpoint_is_written_every_minute(run, monkeypatch):
+    """Whatever the evaluations; and where a checkpoint takes long, it takes a twentieth of the time at most."""
+    clock, saved, save, train_step = [0.0], [], train.checkpoint.save, train.Run.train_step
+
+    def slow_save(out_dir, state):
+        saved.append(state['step'])
+        clock[0] += 5 if len(saved) == 2 else 0
+        save(out_dir, state)
+
+    def slow_step(run):
+        clock[0] += 13
+        return train_step(run)
+
+    monkeypatch.setattr(train.time, 'monotonic', lambda: clock[0])
+    monkeypatch.setattr(train.checkpoint, 'save', slow_save)
+    monkeypatch.setattr(train.Run, 'train_step', slow_step)
+    run('--out_dir=out/minutes', '--max_iters=30')
+    assert saved == [5, 10, 18, 23, 28, 30]
 
 
 def ignore_hangup():
@@ -269,12 +332,54 @@ def test_a_loss_that_is_not_finite_never_reaches_a_checkpoint(start, run):
 
 def test_a_scaler_skips_a_few_steps_and_not_all(run):
     """Float16 at a rate that leaves no number finite: it ends, and what was saved before is kept."""
-    knobs = ['--out_dir=out/skips', '--dtype=float16', '--eval_interval=5', '--grad_clip=0', '--max_iters=200']
+    knobs = ['--out_dir=out/skips', '--dtype=float16', '--grad_clip=0', '--max_iters=200']
     run(*knobs, stop_at=5)
     before = Path('out/skips/ckpt.pt').read_bytes()
     with pytest.raises(SystemExit, match='loss .* at step .* What was saved is kept') as end:
         run(*knobs, '--init_from=resume', '--learning_rate=1e6')
     assert '\n' not in end.value.code and Path('out/skips/ckpt.pt').read_bytes() == before
+
+
+@pytest.mark.parametrize('optimizer', ['sgd', 'adamw', 'muon'])
+def test_an_overflow_anywhere_skips_the_whole_update(run, monkeypatch, optimizer):
+    """One gradient overflows in the third step. It is a gain's, which AdamW updates: Muon beside it must skip, too."""
+    build = train.build_model
+
+    def build_bad(c, vocab_size):
+        net = build(c, vocab_size)
+        backwards = iter(range(1, 100))
+        net.norm.weight.register_hook(lambda grad: grad * (float('inf') if next(backwards) == 3 else 1))
+        return net
+
+    monkeypatch.setattr(train, 'build_model', build_bad)
+    knobs = ['--dtype=float16', '--grad_clip=0', f'--optimizer={optimizer}', '--log_interval=1']
+    out_dir = f'out/overflow_{optimizer}'
+    run(*knobs, f'--out_dir={out_dir}', stop_at=2)
+    before = load(out_dir)
+    run(*knobs, f'--out_dir={out_dir}_3', stop_at=3)
+    skipped = load(f'{out_dir}_3')
+    assert same(before['model'], skipped['model']) and skipped['step'] == 3
+    assert same([each['state'] for each in before['optimizers']], [each['state'] for each in skipped['optimizers']])
+    assert skipped['scaler']['scale'] == before['scaler']['scale'] / 2
+    run(*knobs, f'--out_dir={out_dir}_4', stop_at=4)
+    assert not same(before['model'], load(f'{out_dir}_4')['model'])
+
+
+def test_an_update_that_is_not_finite_is_not_saved_by_a_signal(run, monkeypatch):
+    """The loss of the step that made it was finite, and no next one has told yet."""
+    train_step = train.Run.train_step
+    for part in ('model', 'ema'):
+
+        def ruin(run, part=part):
+            numbers = train_step(run)
+            if run.step == 4:
+                getattr(run, part).norm.bias.data[3] = float('nan')
+            return numbers
+
+        monkeypatch.setattr(train.Run, 'train_step', ruin)
+        with pytest.raises(SystemExit, match='weights that are not finite after step 4: '):
+            run('--out_dir=out/ruined', '--ema_decay=0.9', stop_at=4)
+    assert not Path('out/ruined/ckpt.pt').exists()
 
 
 def test_a_scaler_does_not_skip_for_ever(run, monkeypatch):
@@ -509,6 +614,28 @@ def test_resuming_with_other_schedule_and_intervals_is_allowed_and_said(run):
     assert 'resume: learning_rate was 0.01, now 0.002' in out and load('out/allowed')['step'] == 12
 
 
+@pytest.mark.parametrize('knobs, jumps', [
+    (['--max_iters=20'], True), (['--learning_rate=2e-2'], True), (['--learning_rate_scale=0.5'], True),
+    (['--warmup_iters=15', '--max_iters=20'], True), (['--lr_schedule=constant'], True),
+    (['--max_iters=10'], False), (['--weight_decay=0.1', '--grad_clip=0.5'], False),
+])  # fmt: skip
+def test_a_learning_rate_that_jumps_at_a_resume_is_said(run, knobs, jumps):
+    """By the lines of the log: the rate that the next step would have had is on none, the new one is on the next."""
+    out_dir = '--out_dir=out/jumps'
+    before = run(out_dir, '--log_interval=1', '--overwrite')
+    run(out_dir, '--log_interval=1', '--overwrite', stop_at=5)
+    after = run(out_dir, '--log_interval=1', '--init_from=resume', *knobs)
+    rates = [re.findall(r'lr (\S+)', text) for text in (before, after)]
+    said = re.findall('the learning rate jumps from (.*) to (.*), since', after)
+    assert said == ([(rates[0][5], rates[1][0])] if jumps else [])
+
+
+def test_the_command_to_train_on_says_that_the_learning_rate_rises(run):
+    for schedule, warned in (('cosine', True), ('constant', False)):
+        out = run('--out_dir=out/on', f'--lr_schedule={schedule}', '--overwrite')
+        assert out.endswith('--max_iters=20  # a longer cosine: the learning rate rises again\n') == warned
+
+
 def test_the_command_to_continue_is_the_one_that_was_given_but_for_how_it_started(run):
     out = run('--out_dir=out/go on', '--overwrite', '--init_from=scratch', stop_at=5)
     command = out.splitlines()[-1]
@@ -628,6 +755,31 @@ def test_four_processes_equal_one(run, together):
         assert alone[key] == pytest.approx(shared[key], abs=1e-5)
     models = (load(f'out/{name}')['model'] for name in ('one_of_four', 'four'))
     torch.testing.assert_close(*models, atol=1e-4, rtol=1e-3)
+
+
+def go_where_the_corpus_is_another(folder):
+    """Let the second process run where data/tiny was prepared from another text, as on another machine."""
+    if os.environ['RANK'] == '1':
+        os.chdir(folder)
+        Path('tiny.txt').write_text('another text\n' * 2000)
+        sources.prepare('tiny.txt')
+
+
+def test_processes_whose_corpora_differ_are_refused(together, tmp_path):
+    text = together(2, '--out_dir=out/differs', prepare=(go_where_the_corpus_is_another, str(tmp_path)), code=1)
+    assert refused(text) == 'data/tiny is not the same on all machines: copy it from one of them to the others.'
+    assert not Path('out/differs/ckpt.pt').exists()
+
+
+def test_the_command_to_continue_on_several_machines(monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['train.py', 'config/swiglu.py'])
+    for name, value in {'RANK': 0, 'WORLD_SIZE': 8, 'LOCAL_WORLD_SIZE': 4, 'MASTER_ADDR': 'first.example'}.items():
+        monkeypatch.setenv(name, str(value))
+    parser = get_args_parser()
+    parsed = parser.parse_args(train.checkpoint.resume_command().split()[1:])
+    assert (parsed.nnodes, parsed.nproc_per_node, parsed.rdzv_backend) == ('2', '4', 'c10d')
+    assert parsed.rdzv_endpoint == 'first.example'
+    assert parsed.training_script_args == ['config/swiglu.py', '--init_from=resume']
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(run, monkeypatch):

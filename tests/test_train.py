@@ -1,6 +1,7 @@
 """train.py from its command line: the notebook's runs, what is printed, the step, sampling; bench.py; machine.py."""
 
 import contextlib
+import io
 import itertools
 import json
 import math
@@ -24,6 +25,7 @@ import machine
 import sample
 import train
 from checkpoint import load, save
+from data import open_corpus
 from model import Transformer
 
 NOTEBOOK = {  # its words for its runs
@@ -182,8 +184,20 @@ def test_a_log_line_shares_its_wait_among_its_steps(run, monkeypatch):
     assert lines[-1]['tokens_per_s'] == pytest.approx(4 * 16 / 0.2)
 
 
-def test_a_run_is_named_after_its_configs(run):
-    run(f'{REPO}/config/swiglu.py', f'{REPO}/config/cpu.py', '--max_iters=1')
+def test_any_text_stream_will_do_as_the_output(run):
+    """A notebook's has no encoding, nor a file behind it."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        run('--out_dir=out/stream')
+    assert 'step 10 loss: ' in out.getvalue()
+
+
+def test_a_run_is_named_after_its_configs(run, monkeypatch):
+    """And after its corpus, where that is not the default one."""
+    knobs = [f'{REPO}/config/swiglu.py', f'{REPO}/config/cpu.py', '--max_iters=1']
+    run(*knobs)
+    assert load('out/swiglu_cpu_tiny')['step'] == 1
+    monkeypatch.setattr(train, 'dataset', 'tiny')
+    run(*knobs)
     assert load('out/swiglu_cpu')['step'] == 1
 
 
@@ -218,14 +232,69 @@ def test_a_run_that_stops_after_an_epoch_continues_as_if_it_had_not(run):
         per_epoch = load('out/stops')['step'] // epochs
         assert f'{per_epoch} batches per epoch, {3 * per_epoch} in all' in out  # the schedule's
         assert (f'stops after epoch {stop}' in out) == (stop != 'None')
-        assert f'epoch {epochs} loss: ' in out and out.splitlines()[-1].endswith(f' --init_from=resume {hint}')
+        assert f'epoch {epochs} loss: ' in out and f' --init_from=resume {hint}' in out.splitlines()[-1]
     assert_same(load('out/stops'), load('out/through'))
     whole, stopped = ([json.loads(line) for line in open(f'out/{name}/metrics.jsonl')] for name in ('through', 'stops'))
     for line in (*whole, *stopped):
         line.pop('ms_per_batch', line.pop('tokens_per_s', None))  # times
     assert whole == stopped
     out = run('--out_dir=out/stops', *knobs, '--stop_epoch=3', '--init_from=resume')  # nothing is left to do
-    assert out.splitlines()[-1].endswith(' --init_from=resume --epochs=4 --stop_epoch=None')
+    assert ' --init_from=resume --epochs=4 --stop_epoch=None' in out.splitlines()[-1]
+
+
+def test_an_evaluation_can_read_a_part_of_the_validation_text(run):
+    """The first 3 x 4 x 16 targets, as a model restored from the checkpoint counts them."""
+    run('--out_dir=out/part', '--eval_iters=3')
+    lines = [json.loads(line) for line in open('out/part/metrics.jsonl')]
+    net, _, _ = sample.load_model('out/part', 'cpu')
+    tokens = open_corpus('tiny').val[: 3 * 4 * 16 + 1].long()
+    with torch.no_grad():
+        expected = F.cross_entropy(net(tokens[:-1].view(12, 16)).flatten(0, 1), tokens[1:])
+    assert lines[-1]['val_loss'] == pytest.approx(expected.item(), abs=1e-5)
+    run('--out_dir=out/more_than_all', '--eval_iters=100000')
+    assert_same(load('out/more_than_all') | {'lowest': 0}, load('out/part') | {'lowest': 0})
+
+
+def test_a_slow_evaluation_says_how_long_it_took(run, monkeypatch):
+    clock, evaluate = [0.0], train.Run.evaluate
+
+    def slow(run, *arguments):
+        clock[0] += 35
+        return evaluate(run, *arguments)
+
+    def tick():
+        clock[0] += 0.1
+        return clock[0]
+
+    monkeypatch.setattr(train.time, 'perf_counter', tick)
+    assert 'evaluated in' not in run('--out_dir=out/quick')
+    monkeypatch.setattr(train.Run, 'evaluate', slow)
+    assert 'evaluated in 35 s; --eval_iters takes fewer' in run('--out_dir=out/slow')
+
+
+def test_a_log_line_after_an_evaluation_is_the_mean_of_a_whole_interval(run):
+    run('--out_dir=out/between', '--eval_interval=3', '--max_iters=20')
+    run('--out_dir=out/after', '--max_iters=20')
+    between, after = (
+        [line['loss'] for line in map(json.loads, open(f'out/{name}/metrics.jsonl')) if 'loss' in line]
+        for name in ('between', 'after')
+    )
+    assert len(after) == 4 and between == after
+
+
+def test_a_warmup_longer_than_the_run_is_said(run):
+    assert 'warmup_iters is 10: the learning rate does not reach its peak' in run('--warmup_iters=10')
+    assert 'warmup_iters is' not in run('--warmup_iters=9', '--overwrite')
+
+
+def test_a_validation_loss_that_rises_for_long_is_said(run, monkeypatch):
+    losses = iter([3.0, 2.5, 2.25, 2.5, 3.0, 2.5, 2.0, 2.5])
+    monkeypatch.setattr(train.Run, 'evaluate', lambda run, net, signals: next(losses))
+    knobs = ['--out_dir=out/rises', '--eval_interval=2', '--max_iters=16']
+    lines = run(*knobs, stop_at=9).splitlines()  # the lowest loss is kept with the run
+    lines += run(*knobs, '--init_from=resume').splitlines()
+    said = [lines[i - 2] for i, line in enumerate(lines) if 'has not fallen below 2.25 since step 6: ' in line]
+    assert [line.split(' (')[0] for line in said] == ['step 12 loss: 2.50']
 
 
 def test_micro_steps_give_the_update_of_the_whole_batch(run):
@@ -652,7 +721,8 @@ def test_where_compiling_is_impossible(monkeypatch, capsys):
 @pytest.mark.skipif(not shutil.which('g++'), reason='torch.compile needs a C++ compiler')
 def test_a_compiled_run_follows_the_plain_one(run, monkeypatch):
     losses = []
-    monkeypatch.setattr(train.Run, 'evaluate', lambda run, net: 1.0)  # another shape, which would be compiled as well
+    # an evaluation has another shape, which would be compiled as well
+    monkeypatch.setattr(train.Run, 'evaluate', lambda run, net, signals: 1.0)
     for compiled in (False, True):
         printed = run(f'--out_dir=out/compiled_{compiled}', f'--compile={compiled}', '--n_layer=1', '--max_iters=50')
         assert ('cpu, float32, compiled' in printed) == compiled
