@@ -6,6 +6,8 @@ It decides what 'auto' means on this computer. It needs model.py, two layers of 
 import contextlib
 import ctypes
 import datetime
+import functools
+import math
 import os
 import re
 import sys
@@ -20,8 +22,9 @@ from model import build_model
 
 
 def choose_machine(config, saved=None):
-    """Replace 'auto' in device, dtype and attention by what this computer has, and join the other processes. A saved
-    run keeps its dtype. Returns why this dtype, and which attention and why. Exits if the device is not there."""
+    """Replace 'auto' in device, dtype, threads and attention by what this computer has, and join the other processes.
+    A saved run keeps what it computed with. Returns how it computes and why, and which attention and why. Exits if the
+    device is not there."""
     device = choose_device(config.device)
     config.device = str(device)
     if device.type == 'cuda':
@@ -29,13 +32,15 @@ def choose_machine(config, saved=None):
         torch.set_float32_matmul_precision('high')  # TF32 for products in float32
         if torch.__version__ < '2.12':  # there cuDNN rounds the dropout to sixteenths
             torch.backends.cuda.enable_cudnn_sdp(not config.dropout)
-    if device.type == 'cpu':
-        keep_freed_memory()
     if 'RANK' in os.environ:
         join_processes(device)
-    why_dtype = ''
+    kept = saved['knobs'] if saved else {}
+    why_dtype = why_cpu = ''
+    if device.type == 'cpu':
+        keep_freed_memory()
+        why_cpu = choose_products(config, kept) + choose_threads(config, kept)
     if config.dtype == 'auto' and saved:
-        config.dtype = saved['knobs']['dtype']
+        config.dtype = kept['dtype']
     if config.dtype == 'auto' and device.type != 'cpu':
         is_ampere = device.type == 'cuda' and torch.cuda.get_device_capability(device) >= (8, 0)
         config.dtype = 'bfloat16' if is_ampere else 'float32'
@@ -43,11 +48,12 @@ def choose_machine(config, saved=None):
         speedup = float(all_reduce(bfloat16_speedup(config))) / rank_and_world_size()[1]
         config.dtype, slower = ('bfloat16', 'float32') if speedup > 1 else ('float32', 'bfloat16')
         why_dtype = f' ({max(speedup, 1 / speedup):.1f} times as fast as {slower} here)'
+    how = f'{config.dtype}{why_dtype}{why_cpu}'
     if config.model == 'torch':
-        return why_dtype, "nn.MultiheadAttention's own choice"
+        return how, "nn.MultiheadAttention's own choice"
     dtype = getattr(torch, config.dtype)
     config.attention, why_attention = choose_attention(config.attention, device, dtype, config.dropout)
-    return why_dtype, f'{config.attention} ({why_attention})'
+    return how, f'{config.attention} ({why_attention})'
 
 
 def choose_device(name):
@@ -64,24 +70,75 @@ def choose_device(name):
     return device
 
 
+def choose_products(config, kept):
+    """Choose which library multiplies float32 matrices on this CPU: MKL, PyTorch's default, or oneDNN, to which it turns
+    if it may use 'medium' precision. Returns what is worth saying."""
+    speedup = onednn_speedup()
+    config.products = kept.get('products', 'medium' if speedup > 1.2 else 'highest')
+    torch.set_float32_matmul_precision(config.products)
+    return f', float32 products by oneDNN ({speedup:.1f} times as fast here)' if config.products == 'medium' else ''
+
+
+@functools.cache
+def onednn_speedup():
+    """How many times as fast as MKL oneDNN multiplies in float32: MKL is slow on AMD's CPUs. 0 if it is not as exact:
+    on a CPU with AMX it rounds to bfloat16."""
+    a, b = torch.rand(2, 512, 512, generator=torch.Generator().manual_seed(0))
+    exact, seconds, error = a.double() @ b.double(), {'highest': math.inf, 'medium': math.inf}, {}
+    for precision in 5 * [*seconds]:
+        torch.set_float32_matmul_precision(precision)
+        start = time.perf_counter()
+        product = a @ b
+        seconds[precision] = min(seconds[precision], time.perf_counter() - start)
+        error[precision] = (product - exact).abs().max()
+    return seconds['highest'] / seconds['medium'] if error['medium'] < 4 * error['highest'] else 0.0
+
+
+def choose_threads(config, kept):
+    """Choose how many threads compute, where neither the knob nor OMP_NUM_THREADS says so: all that torch would take,
+    unless half or one are much faster, as on a machine with other work. Returns what is worth saying."""
+    most = torch.get_num_threads()
+    asked = config.threads or (most if 'OMP_NUM_THREADS' in os.environ else kept.get('threads'))
+    counts = [asked] if asked else dict.fromkeys((most, max(1, most // 2), 1))
+    dtype = 'float32' if config.dtype == 'auto' else config.dtype
+    seconds = {n: s for (_, n), s in time_two_layers(config, [(dtype, n) for n in counts]).items()}
+    config.threads = min(seconds, key=lambda n: seconds[n] * (1 if n == most else 1.2))
+    torch.set_num_threads(config.threads)
+    if asked or config.threads == most:
+        return ''
+    threads = '1 thread' if config.threads == 1 else f'{config.threads} threads'
+    return f', {threads} ({seconds[most] / seconds[config.threads]:.1f} times as fast as {most} here)'
+
+
 def bfloat16_speedup(config):
-    """How many times as fast this CPU is in bfloat16 as in float32, at forward and backward passes of two layers."""
+    """How many times as fast this CPU is in bfloat16 as in float32."""
+    n = torch.get_num_threads()
+    seconds = time_two_layers(config, [('float32', n), ('bfloat16', n)])
+    return seconds['float32', n] / seconds['bfloat16', n]
+
+
+def time_two_layers(config, ways):
+    """{way: seconds} of forward and backward passes of two layers, for ways to compute: (dtype, number of threads)."""
+    if len(ways) == 1:
+        return dict.fromkeys(ways, math.inf)
     x = torch.zeros(-(-400 // config.block_size), min(config.block_size, 400), dtype=torch.long)
-    seconds = {'float32': [], 'bfloat16': []}
-    models = {}
-    for dtype in seconds:
+    seconds, models = {way: [] for way in ways}, {}
+    for dtype, _ in ways:
         variant = SimpleNamespace(**vars(config) | {'dtype': dtype, 'n_layer': min(2, config.n_layer)})
         variant.attention, _ = choose_attention(config.attention, x.device, getattr(torch, dtype), config.dropout)
         models[dtype] = variant, build_model(variant, 1024)  # about the size of our vocabulary
     for i in range(5):
-        for dtype, (variant, model) in models.items():
+        for dtype, n_threads in ways:
+            torch.set_num_threads(n_threads)
+            variant, model = models[dtype]
             start = time.perf_counter()
             with autocast(variant):
                 model(x, x).backward()
-            seconds[dtype].append(time.perf_counter() - start)
-        if i and seconds['bfloat16'][-1] > 4 * seconds['float32'][-1]:  # a CPU without bfloat16 instructions
+            seconds[dtype, n_threads].append(time.perf_counter() - start)
+        last = [times[-1] for times in seconds.values()]
+        if i and max(last) > 4 * min(last):  # decided: a CPU without bfloat16 instructions, say
             break
-    return min(seconds['float32']) / min(seconds['bfloat16'])
+    return {way: min(times) for way, times in seconds.items()}
 
 
 def choose_attention(attention, device, dtype, dropout=0.0):

@@ -81,6 +81,7 @@ max_iters: int | None = None  # stop after this many steps, not after epochs; 0:
 # machine
 device = 'auto'  # 'cpu', 'cuda', 'cuda:1', 'mps', or 'auto': cuda, else mps, else cpu
 dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'  # 'auto': the faster; a resumed run keeps its own
+threads: int | None = None  # of a CPU; None: OMP_NUM_THREADS, or else as many as are fastest
 compile: bool | None = None  # torch.compile the model; None: on CUDA only
 
 SAVE_EVERY = 60  # seconds between checkpoints at most, whatever the evaluations
@@ -364,7 +365,7 @@ def set_up(config):
     """The Run that the knobs ask for, new or restored; prints what it is."""
     rank, world_size = rank_and_world_size()
     saved = checkpoint.load(config.out_dir) if config.init_from == 'resume' else None
-    why_dtype, attention = choose_machine(config, saved)
+    how, attention = choose_machine(config, saved)
     # the first process may have to prepare the corpus, for which the others wait
     corpus = open_corpus(config.dataset, allow_stale=saved is not None) if rank == 0 else None
     if world_size > 1:
@@ -375,7 +376,7 @@ def set_up(config):
     print0(describe_run(config, run.corpus.encoding.n_vocab))
     compiled = ', compiled' if config.compile else ''
     processes = f', {world_size} processes' if world_size > 1 else ''
-    print0(f'device: {config.device}, {config.dtype}{why_dtype}{compiled}{processes}')
+    print0(f'device: {config.device}, {how}{compiled}{processes}')
     print0(f'attention: {attention}')
     limit = f', stops after epoch {config.stop_epoch}' if config.stop_epoch else ''
     limit = ' (by max_iters, not by epochs)' if config.max_iters else limit

@@ -547,6 +547,52 @@ def test_a_cpu_takes_the_dtype_in_which_the_models_layers_are_faster(run, monkey
     assert line in out.splitlines() and seen == ['float32', 'bfloat16'] * (5 if cost < 4 else 2)
 
 
+@pytest.mark.parametrize(('speed_of_fewer', 'chosen', 'line'), [
+    ({4: 1.1, 1: 0.3}, 8, ''), ({4: 1.1, 1: 1.15}, 8, ''),  # twice the threads are worth keeping
+    ({4: 2.0, 1: 7.0}, 1, ', 1 thread (7.0 times as fast as 8 here)'),
+    ({4: 2.0, 1: 1.3}, 4, ', 4 threads (2.0 times as fast as 8 here)'),
+])  # fmt: skip
+def test_a_busy_cpu_gets_fewer_threads(monkeypatch, speed_of_fewer, chosen, line):
+    speeds, set_to = {8: 1.0} | speed_of_fewer, []
+    monkeypatch.delenv('OMP_NUM_THREADS')
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 8)
+    monkeypatch.setattr(torch, 'set_num_threads', set_to.append)
+    monkeypatch.setattr(machine, 'time_two_layers', lambda c, ways: {way: 1 / speeds.get(way[1], 1) for way in ways})
+    config = SimpleNamespace(threads=None, dtype='auto')
+    assert machine.choose_threads(config, {}) == line and config.threads == set_to[-1] == chosen
+    assert machine.choose_threads(SimpleNamespace(threads=None, dtype='float32'), {'threads': 4}) == ''  # a resumed run
+    assert set_to[-1] == 4
+    monkeypatch.setenv('OMP_NUM_THREADS', '8')
+    assert machine.choose_threads(SimpleNamespace(threads=None, dtype='float32'), {'threads': 4}) == ''
+    assert set_to[-1] == 8
+    assert machine.choose_threads(SimpleNamespace(threads=2, dtype='float32'), {'threads': 4}) == '' and set_to[-1] == 2
+
+
+@pytest.mark.parametrize(('speedup', 'rounds', 'chosen'), [
+    (2.3, False, 'medium'), (1.1, False, 'highest'), (4.0, True, 'highest')])  # fmt: skip
+def test_float32_products_are_onednns_where_they_are_faster_and_as_exact(monkeypatch, speedup, rounds, chosen):
+    """Slow as on AMD's CPUs, and rounded to bfloat16 as on those with AMX."""
+    clock, multiply = [0.0], torch.Tensor.__matmul__
+
+    def product(a, b):
+        is_medium = torch.get_float32_matmul_precision() == 'medium'
+        clock[0] += 1 / speedup if is_medium else 1
+        kind = torch.bfloat16 if is_medium and rounds else torch.float64
+        return multiply(a.to(kind), b.to(kind)).to(a.dtype)
+
+    before = torch.get_float32_matmul_precision()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, '__matmul__', product)
+        patch.setattr(machine.time, 'perf_counter', lambda: clock[0])
+        monkeypatch.setattr(machine, 'onednn_speedup', machine.onednn_speedup.__wrapped__)
+        config = SimpleNamespace()
+        said = machine.choose_products(config, {})
+    assert config.products == torch.get_float32_matmul_precision() == chosen
+    assert said == (', float32 products by oneDNN (2.3 times as fast here)' if chosen == 'medium' else '')
+    machine.choose_products(config, {'products': before})  # a resumed run keeps its own
+    assert torch.get_float32_matmul_precision() == before
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='a setting of glibc')
 def test_freed_memory_is_not_asked_for_anew():
     """The page faults of allocating four times 20 MB again and again: by default thousands."""
