@@ -71,8 +71,8 @@ def choose_device(name):
 
 
 def choose_products(config, kept):
-    """Choose which library multiplies float32 matrices on this CPU: MKL, PyTorch's default, or oneDNN, to which it turns
-    if it may use 'medium' precision. Returns what is worth saying."""
+    """Choose which library multiplies float32 matrices on this CPU: MKL, PyTorch's default, or oneDNN, which it takes
+    if it may compute with 'medium' precision. Returns what is worth saying."""
     speedup = onednn_speedup()
     config.products = kept.get('products', 'medium' if speedup > 1.2 else 'highest')
     torch.set_float32_matmul_precision(config.products)

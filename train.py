@@ -270,11 +270,9 @@ def log_step(run, metrics, seconds):
     checkpoint.record(metrics, step=run.step, epoch=epoch + 1, lr=lr, ms_per_batch=ms, loss=loss, grad_norm=norm)
     run.since_log = []
     minutes = (run.last_step - run.step) * statistics.median(seconds) / 60
-    if run.device.type == 'cpu' and run.step == run.config.log_interval and minutes > 15:
-        advice = 'config/cpu.py after the config makes it a short run'
-        if run.config.batch_size * run.config.block_size <= 768 or 'cpu' in (Path(a).stem for a in sys.argv):
-            advice = 'on a busy machine, set OMP_NUM_THREADS to the number of idle cores'
-        print0(f'    about {minutes:.0f} minutes left; {advice}')
+    is_long = run.config.batch_size * run.config.block_size > 768 and minutes > 15
+    if run.device.type == 'cpu' and run.step == run.config.log_interval and is_long:
+        print0(f'    about {minutes:.0f} minutes left; config/cpu.py after the config makes it a short run')
 
 
 def evaluate_and_log(run, metrics, seconds, signals):
