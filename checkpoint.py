@@ -64,7 +64,7 @@ def is_finite(run):
     """Whether all numbers are finite that a checkpoint of the run would hold."""
     tensors = [*run.model.parameters(), *(run.ema.parameters() if run.ema else ())]
     tensors += [value for each in run.optimizers for state in each.state.values() for value in state.values()]
-    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors if torch.is_tensor(tensor)]).all())
+    return all(tensor.isfinite().all() for tensor in tensors if torch.is_tensor(tensor))
 
 
 def restore(run, saved):

@@ -66,7 +66,7 @@ class Batches:
             self.epoch, self.order = epoch, torch.from_numpy(order).to(self.sequences.device)
         chosen = self.order[i * self.batch_size : (i + 1) * self.batch_size]
         tokens = self.sequences[chosen].long()  # (B, T + 1)
-        return tokens[:, :-1], tokens[:, 1:]
+        return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
 
 def validation_batches(tokens, batch_size, block_size):

@@ -151,7 +151,7 @@ def choose_attention(attention, device, dtype, dropout=0.0):
         why_not_flash = 'flash-attn needs bfloat16 or float16'
     else:
         try:
-            import flash_attn  # noqa: F401
+            from flash_attn import flash_attn_func  # noqa: F401
         except Exception as error:  # not installed, or built for another torch, which raises many kinds of error
             why_not_flash = f'no flash-attn: {(str(error) or repr(error)).splitlines()[0]}'
     if attention == 'flash' and why_not_flash:
@@ -178,9 +178,7 @@ def compile_model(model, x, y, config):
     config.compile = on_cuda if asked is None else asked
     if not config.compile:
         return
-    # launching a small kernel takes longer than running it: a single process records the launches and replays them
-    use_cuda_graphs = on_cuda and rank_and_world_size()[1] == 1
-    model.compile(dynamic=False, mode='reduce-overhead' if use_cuda_graphs else None)
+    model.compile(dynamic=False)
     try:
         with autocast(config):
             model(x, y).backward()
@@ -194,6 +192,39 @@ def compile_model(model, x, y, config):
         torch.compiler.set_stance('force_eager')
         config.compile = False
     model.zero_grad()
+
+
+class Recorded:
+    """A function of tensors and numbers on a GPU, recorded as a CUDA graph and then replayed as a whole.
+
+    A training step is hundreds of short kernels, and launching them one by one can take the host longer than running
+    them takes the GPU; a graph is launched at once. A replay runs the same kernels on the same memory: so the arguments
+    are copied to where the recording read them, and the results are copied away from where it wrote them. The first
+    calls are not recorded, since in them kernels are compiled and optimizers create their state."""
+
+    def __init__(self, function):
+        self.function, self.calls, self.graph = function, 0, None
+
+    def __call__(self, *arguments):
+        if not self.calls:
+            device = arguments[0].device
+            self.inputs = [torch.as_tensor(argument, device=device).clone() for argument in arguments]
+        for place, argument in zip(self.inputs, arguments, strict=True):
+            place.copy_(argument) if torch.is_tensor(argument) else place.fill_(argument)
+        self.calls += 1
+        if self.calls <= 3:  # on another stream than the default one, which cannot be recorded
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                results = self.function(*self.inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+            return results
+        if not self.graph:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.results = self.function(*self.inputs)
+        self.graph.replay()
+        return [result.clone() for result in self.results]
 
 
 def keep_freed_memory():

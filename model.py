@@ -293,9 +293,9 @@ def sdpa_attention(q, k, v, dropout=0.0):
 
 def flash_attention(q, k, v, dropout=0.0):
     """The flash-attn package (FlashAttention-2: Dao, 2023). It takes (B, T, H, D), and aligns the mask bottom-right."""
-    import flash_attn  # here, since it runs on some GPUs only
+    from flash_attn import flash_attn_func  # here, since it runs on some GPUs only
 
-    return flash_attn.flash_attn_func(q, k, v, dropout_p=dropout, causal=True)
+    return flash_attn_func(q, k, v, dropout_p=dropout, causal=True)
 
 
 ATTENTION = {'naive': naive_attention, 'chunked': chunked_attention, 'sdpa': sdpa_attention, 'flash': flash_attention}

@@ -27,10 +27,11 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import checkpoint
+import machine
 from bpe import unused_ids
 from configurator import configure
 from data import Batches, open_corpus, validation_batches, vocab_size_of
-from machine import all_reduce, autocast, choose_machine, compile_model, print0, rank_and_world_size, run_program
+from machine import all_reduce, autocast, print0, rank_and_world_size, run_program
 from model import build_model
 from optim import create_optimizers, learning_rate_at, update_average
 from sources import corpus_name
@@ -113,8 +114,10 @@ class Run:
                                             rms=config.muon_rms, steps=config.muon_steps, dtype=dtype)  # fmt: skip
         self.ema = copy.deepcopy(self.model) if config.ema_decay else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.dtype == 'float16')
-        x, y = self.micro_batches()
-        compile_model(self.model, x[0], y[0], config)
+        x, y = (tokens.chunk(config.gradient_accumulation_steps)[0] for tokens in self.share_of_batch())
+        machine.compile_model(self.model, x, y, config)
+        if config.compile and self.device.type == 'cuda' and self.world_size == 1 and config.dtype != 'float16':
+            self.update = machine.Recorded(self.update)
         self.ddp_model = DistributedDataParallel(self.model) if self.world_size > 1 else self.model
 
     def total_steps(self, config):
@@ -127,26 +130,31 @@ class Run:
             self.step, config.learning_rate, config.min_lr, config.warmup_iters, self.total_steps(config),
             config.lr_schedule)  # fmt: skip
 
-    def micro_batches(self):
-        """This process's share of the step's inputs and targets: micro-batches of (B, T) each."""
-        n = self.config.gradient_accumulation_steps
-        return (tokens.chunk(self.world_size)[self.rank].chunk(n) for tokens in self.batches.get_batch(self.step))
+    def share_of_batch(self):
+        """This process's share of the step's inputs and targets, (B, T) each."""
+        return [tokens.chunk(self.world_size)[self.rank] for tokens in self.batches.get_batch(self.step)]
 
     def train_step(self):
         """One update of the weights. Returns the mean loss of this process's share of the batch and the gradient's
         norm, as tensors: a step does not wait for the device."""
-        config, lr = self.config, self.learning_rate(self.config)
+        config, self.lr = self.config, self.learning_rate(self.config)
         if config.dropout:  # seeded by (seed, step, rank), so that a resumed run repeats it without a saved state
             torch.manual_seed(int(np.random.SeedSequence((config.seed, self.step, self.rank)).generate_state(1)[0]))
-        if config.compile:  # a replayed CUDA graph may overwrite what the step before returned
-            torch.compiler.cudagraph_mark_step_begin()
-        x, y = self.micro_batches()
+        loss, norm = self.update(*self.share_of_batch(), self.lr)
+        if self.ema:
+            update_average(self.ema, self.model, config.ema_decay, self.step)
+        self.step += 1
+        return loss, norm
+
+    def update(self, x, y, lr):
+        """Forward, backward, clipping, optimizers. A compiled step on one GPU is recorded: there lr is a tensor."""
+        config, n = self.config, self.config.gradient_accumulation_steps
         batch_loss = 0.0
-        for i in range(config.gradient_accumulation_steps):
+        for i, micro_batch in enumerate(zip(x.chunk(n), y.chunk(n), strict=True)):
             if self.world_size > 1:  # the processes exchange gradients once per step, after the last micro-batch
-                self.ddp_model.require_backward_grad_sync = i == config.gradient_accumulation_steps - 1
+                self.ddp_model.require_backward_grad_sync = i == n - 1
             with autocast(config):
-                loss = self.ddp_model(x[i], y[i]) / config.gradient_accumulation_steps
+                loss = self.ddp_model(*micro_batch) / n
             self.scaler.scale(loss).backward()
             batch_loss = batch_loss + loss.detach()
         for optimizer in self.optimizers:
@@ -157,13 +165,12 @@ class Run:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group['lr'] = lr
+                if 'capturable' in group:  # AdamW's word for: may be recorded
+                    group['capturable'] = torch.is_tensor(lr)
             if not should_skip:
                 optimizer.step()
             optimizer.zero_grad()
         self.scaler.update()
-        if self.ema:
-            update_average(self.ema, self.model, config.ema_decay, self.step)
-        self.step += 1
         return batch_loss, norm
 
     @torch.no_grad()
@@ -185,8 +192,6 @@ class Run:
             if i % self.world_size == 0 and (was_stopped := bool(all_reduce(len(signals), dist.ReduceOp.MAX))):
                 break
             if i % self.world_size == self.rank:
-                if config.compile:
-                    torch.compiler.cudagraph_mark_step_begin()
                 with autocast(config):
                     loss_sum += model(x, y) * (y >= 0).sum()
         model.train()
@@ -263,11 +268,10 @@ def log_step(run, metrics, seconds):
     """Print and record one line about the steps since the last: their mean loss, the gradient's norm, their time."""
     loss, norm = statistics.fmean(loss for loss, _ in run.since_log), run.since_log[-1][1]
     epoch, i = divmod(run.step - 1, run.batches.per_epoch)
-    lr = run.optimizers[0].param_groups[0]['lr']
     ms = statistics.fmean(seconds[-run.config.log_interval :]) * 1e3
-    print0(f'epoch {epoch + 1:2d} | {i + 1:5d}/{run.batches.per_epoch} batches | lr {lr:.2e} | ms/batch {ms:6.1f} | '
-           f'loss {loss:6.3f} | gradient norm {norm:5.2f}')  # fmt: skip
-    checkpoint.record(metrics, step=run.step, epoch=epoch + 1, lr=lr, ms_per_batch=ms, loss=loss, grad_norm=norm)
+    print0(f'epoch {epoch + 1:2d} | {i + 1:5d}/{run.batches.per_epoch} batches | lr {run.lr:.2e} | ms/batch {ms:6.1f} '
+           f'| loss {loss:6.3f} | gradient norm {norm:5.2f}')  # fmt: skip
+    checkpoint.record(metrics, step=run.step, epoch=epoch + 1, lr=run.lr, ms_per_batch=ms, loss=loss, grad_norm=norm)
     run.since_log = []
     minutes = (run.last_step - run.step) * statistics.median(seconds) / 60
     is_long = run.config.batch_size * run.config.block_size > 768 and minutes > 15
@@ -363,7 +367,7 @@ def set_up(config):
     """The Run that the knobs ask for, new or restored; prints what it is."""
     rank, world_size = rank_and_world_size()
     saved = checkpoint.load(config.out_dir) if config.init_from == 'resume' else None
-    how, attention = choose_machine(config, saved)
+    how, attention = machine.choose_machine(config, saved)
     # the first process may have to prepare the corpus, for which the others wait
     corpus = open_corpus(config.dataset, allow_stale=saved is not None) if rank == 0 else None
     if world_size > 1:

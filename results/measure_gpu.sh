@@ -3,7 +3,7 @@
 #
 #     results/measure_gpu.sh [FOLDER OF A CLONE OF nanoGPT]
 #
-# tests_cuda.txt        the tests that need a GPU: attention kernels against float64, a resumed run
+# tests_cuda.txt        the tests that need a GPU: attention kernels against float64, a recorded step, a resumed run
 # bench_cuda.json       the compiled step of the smallest, the middle and the largest model, of PyTorch's, and of best
 # compare_cuda.txt      attention kernels, dtypes, and compiling, interleaved
 # nanogpt_cuda.json     nanoGPT's step beside ours

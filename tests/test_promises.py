@@ -815,6 +815,19 @@ def test_a_resumed_run_on_the_gpu_equals_the_uninterrupted_one(run):
     torch.testing.assert_close(load('out/gpu_half')['model'], load('out/gpu_whole')['model'], atol=1e-3, rtol=1e-2)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+def test_a_recorded_step_on_the_gpu_trains_as_an_unrecorded_one(run, monkeypatch):
+    """The learning rate of a recorded step is a tensor in float32, which may change the last bits."""
+    for optimizer in ('adamw', 'muon', 'sgd'):
+        knobs = ['--device=cuda', '--dtype=float32', f'--optimizer={optimizer}', '--gradient_accumulation_steps=2']
+        run(*knobs, f'--out_dir=out/recorded_{optimizer}')
+        with monkeypatch.context() as patch:
+            patch.setattr(machine, 'Recorded', lambda function: function)
+            run(*knobs, f'--out_dir=out/unrecorded_{optimizer}')
+        models = [load(f'out/{how}_{optimizer}')['model'] for how in ('recorded', 'unrecorded')]
+        torch.testing.assert_close(*models, atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize('error', [
     torch.OutOfMemoryError('CUDA out of memory'), MemoryError(), RuntimeError('MPS backend out of memory (MPS ...)'),
     RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried ..."),

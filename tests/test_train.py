@@ -709,7 +709,7 @@ def test_what_is_set_on_a_gpu(monkeypatch):
     for version, dropout in (('2.11.0', 0.2), ('2.11.0', 0.0), ('2.13.0', 0.2)):
         monkeypatch.setattr(torch, '__version__', torch.torch_version.TorchVersion(version))
         c, _ = train.configure([train.__file__], ['--device=cuda', f'--dropout={dropout}'])
-        assert machine.choose_machine(c) == ('', "sdpa (cuDNN's kernel is the fastest, measured on an H100)")
+        assert machine.choose_machine(c) == ('bfloat16', "sdpa (cuDNN's kernel is the fastest, measured on an H100)")
         assert (c.device, c.dtype) == ('cuda:0', 'bfloat16')
     assert switched == [False, True]
 
@@ -762,6 +762,56 @@ def test_where_compiling_is_impossible(monkeypatch, capsys):
     error = torch.OutOfMemoryError()
     with pytest.raises(torch.OutOfMemoryError):
         machine.compile_model(model, None, None, c)
+
+
+class Replayed:
+    """A CUDA graph on a CPU. What is recorded runs at once, so the first replay does nothing; each later one runs the
+    recorded function on the memory that it read, and writes where it wrote."""
+
+    def __init__(self, recorded):
+        self.recorded, self.replays = recorded, 0
+
+    def replay(self):
+        if self.replays:
+            for place, result in zip(self.recorded.results, self.recorded.function(*self.recorded.inputs), strict=True):
+                place.copy_(result)
+        self.replays += 1
+
+
+@pytest.mark.parametrize('knobs', [
+    ['--optimizer=adamw'], ['--optimizer=muon', '--gradient_accumulation_steps=2'], ['--optimizer=sgd'],
+    ['--dropout=0.2', '--ema_decay=0.9', '--warmup_iters=3'],
+])  # fmt: skip
+def test_a_recorded_step_trains_as_another(run, monkeypatch, knobs):
+    """Its learning rate is a tensor in float32, which is all that may differ: the arguments of each step are read, and
+    no result is overwritten by the next. GPUs have the same test in test_promises.py."""
+    plain = run('--out_dir=out/plain', '--overwrite', *knobs)
+    recorded = []
+
+    class Recorded(machine.Recorded):
+        def __init__(self, function):
+            super().__init__(function)
+            recorded.append(self)
+
+    create = train.create_optimizers
+    monkeypatch.setattr(torch.cuda, 'Stream', lambda: SimpleNamespace(wait_stream=lambda other: None))
+    monkeypatch.setattr(torch.cuda, 'current_stream', torch.cuda.Stream)
+    for name in ('stream', 'graph'):
+        monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, 'CUDAGraph', lambda: Replayed(recorded[-1]))
+
+    def create_and_record(*arguments, **options):
+        run = sys._getframe(1).f_locals['self']
+        run.update = Recorded(run.update)
+        return create(*arguments, **options)
+
+    monkeypatch.setattr(train, 'create_optimizers', create_and_record)
+    again = run('--out_dir=out/recorded', '--overwrite', *knobs, stop_at=6)
+    again += run('--out_dir=out/recorded', *knobs, '--init_from=resume')
+    assert [each.calls for each in recorded] == [6, 4] and [each.graph.replays for each in recorded] == [3, 1]
+    models = (load(f'out/{name}')['model'] for name in ('plain', 'recorded'))
+    torch.testing.assert_close(*models, atol=1e-5, rtol=1e-5)
+    assert re.findall('loss +.*norm', plain) == re.findall('loss +.*norm', again)
 
 
 @pytest.mark.skipif(not shutil.which('g++'), reason='torch.compile needs a C++ compiler')
