@@ -125,15 +125,22 @@ def move_aside(out_dir):
             os.replace(out_dir / name, out_dir / f'{name}.old')
 
 
+def read_metrics(out_dir):
+    """The JSON objects in metrics.jsonl, [] if there is none; a line that a kill or a crash damaged is left out."""
+    path = out_dir / 'metrics.jsonl'
+    lines = []
+    for line in path.read_text(encoding='utf-8', errors='replace').splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            numbers = json.loads(line)
+            lines += [numbers] if numbers['step'] >= 0 else []
+    return lines
+
+
 def open_metrics(out_dir, step):
     """metrics.jsonl, opened to append JSON objects, one a line, after what was recorded up to this step."""
     path = out_dir / 'metrics.jsonl'
-    kept = ''
-    lines = path.read_text(encoding='utf-8', errors='replace') if path.exists() else ''
-    for line in lines.splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged line is left out
-            kept += f'{line}\n' if json.loads(line)['step'] <= step else ''
-    if kept != lines:
+    kept = ''.join(f'{json.dumps(line)}\n' for line in read_metrics(out_dir) if line['step'] <= step)
+    if path.exists() and kept != path.read_text(encoding='utf-8', errors='replace'):
         new = out_dir / 'metrics.jsonl.new'
         new.write_text(kept, encoding='utf-8')
         os.replace(new, path)  # atomic: a kill loses no line
