@@ -187,12 +187,14 @@ def resume_command(*changes):
 
 
 def next_commands(config, step):
-    """What can be done with a finished run, a command a line: sample from it, or train on."""
-    sample = shlex.join(['python', str(Path(sys.argv[0]).with_name('sample.py')), f'--out_dir={config.out_dir}'])
+    """What can be done with a finished run, a command a line: sample from it, see its curve, or train on."""
+    program = Path(sys.argv[0])
+    sample = shlex.join(['python', str(program.with_name('sample.py')), f'--out_dir={config.out_dir}'])
+    plot = shlex.join(['python', str(program.with_name('plot.py')), config.out_dir])
     if config.max_iters is not None:
         changes = [f'--max_iters={2 * step}']
     elif config.stop_epoch and config.stop_epoch < config.epochs:
         changes = [f'--stop_epoch={config.stop_epoch + 1}']
     else:
         changes = [f'--epochs={config.epochs + 1}', *(['--stop_epoch=None'] if config.stop_epoch else [])]
-    return f'sample more: {sample}\ntrain on:    {resume_command(*changes)}'
+    return f'sample more:   {sample}\nsee its curve: {plot}\ntrain on:      {resume_command(*changes)}'

@@ -106,7 +106,10 @@ def test_a_run_says_what_it_does(run):
     assert re.fullmatch(r'step 10 loss: \d\.\d\d ema_loss: \d\.\d\d \(0\.\d+ epochs\)', result)
     details = lines[lines.index(result) + 1]
     assert all(word in details for word in ('training loss', 'bits per byte', 'tokens/s'))
-    assert 'python sample.py --out_dir=out/says' in out and '--init_from=resume' in out
+    *_, more, curve, on = lines
+    assert more == 'sample more:   python sample.py --out_dir=out/says'
+    assert curve == 'see its curve: python plot.py out/says'
+    assert on.startswith('train on:      python train.py ') and on.endswith(' --init_from=resume --max_iters=20')
     assert 'minutes left' not in out
 
 
