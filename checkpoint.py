@@ -154,15 +154,22 @@ def move_aside(out_dir):
             os.replace(out_dir / name, out_dir / f'{name}.old')
 
 
+def read_metrics(out_dir):
+    """The JSON objects in metrics.jsonl, [] if there is none; a line that a kill or a crash damaged is left out."""
+    path = out_dir / 'metrics.jsonl'
+    lines = []
+    for line in path.read_text(encoding='utf-8', errors='replace').splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            numbers = json.loads(line)
+            lines += [numbers] if numbers['step'] >= 0 else []
+    return lines
+
+
 def open_metrics(out_dir, step):
     """metrics.jsonl, opened to append JSON objects, one a line, after what was recorded up to this step."""
     path = out_dir / 'metrics.jsonl'
-    kept = ''
-    lines = path.read_text(encoding='utf-8', errors='replace') if path.exists() else ''
-    for line in lines.splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged line is left out
-            kept += f'{line}\n' if json.loads(line)['step'] <= step else ''
-    if kept != lines:
+    kept = ''.join(f'{json.dumps(line)}\n' for line in read_metrics(out_dir) if line['step'] <= step)
+    if path.exists() and kept != path.read_text(encoding='utf-8', errors='replace'):
         new = out_dir / 'metrics.jsonl.new'
         new.write_text(kept, encoding='utf-8')
         os.replace(new, path)  # atomic: a kill loses no line
@@ -213,8 +220,10 @@ def resume_command(*changes):
 
 
 def next_commands(config, step):
-    """What can be done with a finished run, a command a line: sample from it, or train on."""
-    sample = shlex.join(['python', str(Path(sys.argv[0]).with_name('sample.py')), f'--out_dir={config.out_dir}'])
+    """What can be done with a finished run, a command a line: sample from it, see its curve, or train on."""
+    program = Path(sys.argv[0])
+    sample = shlex.join(['python', str(program.with_name('sample.py')), f'--out_dir={config.out_dir}'])
+    plot = shlex.join(['python', str(program.with_name('plot.py')), config.out_dir])
     rises = config.lr_schedule == 'cosine' and not (config.stop_epoch and config.stop_epoch < config.epochs)
     if config.max_iters is not None:
         changes = [f'--max_iters={2 * step}']
@@ -223,4 +232,4 @@ def next_commands(config, step):
     else:
         changes = [f'--epochs={config.epochs + 1}', *(['--stop_epoch=None'] if config.stop_epoch else [])]
     warning = '  # a longer cosine: the learning rate rises again' if rises else ''
-    return f'sample more: {sample}\ntrain on:    {resume_command(*changes)}{warning}'
+    return f'sample more:   {sample}\nsee its curve: {plot}\ntrain on:      {resume_command(*changes)}{warning}'

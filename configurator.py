@@ -19,14 +19,14 @@ ARITHMETIC = (ast.Constant, ast.UnaryOp, ast.USub, ast.BinOp, ast.Add, ast.Sub, 
 ERRORS = (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError)  # what parsing a text can raise
 
 
-def configure(programs, arguments):
+def configure(programs, arguments, operands='[CONFIG.py ...]'):
     """A program's settings: (namespace of all knobs, list of the config files). `programs` are the source files whose
-    knobs count; config/ lies beside the last. --help prints the knobs and exits."""
+    knobs count; config/ lies beside the last. --help prints the knobs, after what the program takes, and exits."""
     knobs = {name: knob for program in programs for name, knob in read_knobs(program).items()}
     if '--help' in arguments or '-h' in arguments:
         program, home = Path(programs[0]), Path(programs[-1]).parent  # programs in results/ are started from home
         name = program.name if program.parent == home else f'-m {program.parent.name}.{program.stem}'
-        print(f'usage: python {name} [CONFIG.py ...] [--KNOB=VALUE ...]\n')
+        print(f'usage: python {name} {operands} [--KNOB=VALUE ...]\n')
         for name, (default, allowed, comment) in knobs.items():
             choices = f'{", ".join(allowed)}. ' if isinstance(allowed[0], str) else ''
             print(f'  --{name}={default}'.ljust(36), choices + comment)

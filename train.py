@@ -386,6 +386,9 @@ def set_up(config):
            f'epoch, {run.total_steps(config):,} in all{limit}')  # fmt: skip
     if run.last_step < 100 and config.max_iters is None:
         print0('    few steps to learn in: config/cpu.py after the config has sizes for a small text')
+    if (passes := run.last_step / run.batches.per_epoch) > 10:
+        print0(f'    {passes:.0f} passes over a small text, which the model will learn by heart; '
+               f'--max_iters={5 * run.batches.per_epoch} makes five')  # fmt: skip
     if config.warmup_iters >= run.last_step:
         print0(f'    warmup_iters is {config.warmup_iters}: the learning rate does not reach its peak')
     if saved:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+import checkpoint
 import train
 from bench import OVERLAYS
 from configurator import configure, read_knobs
@@ -83,9 +84,9 @@ def train_one(config, flags, seed, folder):
 
 
 def numbers_of(folder):
-    """A finished run's numbers, from its metrics.jsonl: its evaluations, its curve as (step, training loss) per log
-    line, and its time per batch."""
-    lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()]
+    """A run's numbers, from its metrics.jsonl: its evaluations, its curve as (step, training loss) per log line, and
+    its time per batch."""
+    lines = checkpoint.read_metrics(folder)
     logged = [line for line in lines if 'loss' in line]
     return {
         'ms_per_batch': statistics.median(line['ms_per_batch'] for line in logged) if logged else None,

@@ -1,15 +1,19 @@
-"""The pictures of the pages, drawn by matplotlib from results/*.json. A Figure of one's own, without pyplot, needs no
-screen."""
+"""The pictures of the pages, drawn by matplotlib from results/*.json, and those of plot.py. A Figure of one's own,
+without pyplot, needs no screen."""
 
 import itertools
+import math
 import statistics
 
+import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from results.paired import final_loss, runs_by_config
 from results.report import CLOSE, FULL_SIZE, SHORT, epoch_ends
 from results.runs import RESULTS, RUNS, parent_of, read
 
+MOST_TOKENS = 24  # the labels of more, in draw_attention, would not be legible
 BLUE, ORANGE, GREEN, GREY, BLACK = '#0072b2 #d55e00 #009e73 #808080 #000000'.split()  # Okabe and Ito's
 MILESTONES = {  # the curves of the first picture, with their labels
     'cosine': ('3  Adam, cosine', GREY),
@@ -110,6 +114,55 @@ def draw_learning_rates(path):
         axes.annotate(series, curve[-1], (8, 0), textcoords='offset points', color=color, va='center', fontsize=11)
     axes.set(xscale='log', xlabel='peak learning rate', ylabel='validation loss after 2,000 steps')
     axes.margins(x=0.15)
+    figure.savefig(path, dpi=130)
+
+
+# ---- those of plot.py ----------------------------------------------------------------------------------------------
+
+
+def draw_curves(series, behind, path):
+    """Losses against tokens. Each {label: seeds} holds a pair of curves per seed, {tokens: training loss} and {tokens:
+    validation loss}. It becomes the seeds' mean, in a band from the lowest to the highest. What is behind is grey."""
+    figure, [axes] = new_figure(9, 5)
+    colors = itertools.cycle((BLUE, ORANGE, GREEN, BLACK))
+    styles = {'linewidth': 1}, {'linewidth': 2.2, 'marker': 'o'}
+    for label, seeds in [*behind.items(), *series.items()]:
+        color = GREY if label in behind else next(colors)
+        label += f' ({len(seeds)} seeds)' if len(seeds) > 1 else ''
+        for kind, style in enumerate(styles):  # training, validation
+            curves = [pair[kind] for pair in seeds if pair[kind]]
+            x = sorted(set.intersection(*map(set, curves))) if curves else []
+            y = [[curve[tokens] for curve in curves] for tokens in x]
+            [line] = axes.plot(x, [*map(statistics.mean, y)], color=color, **style)
+            axes.fill_between(x, [*map(min, y)], [*map(max, y)], color=color, alpha=0.25, linewidth=0)
+        line.set_label(f'{label}: {statistics.mean(y[-1]):.2f}' if y else label)
+    axes.set(xlabel='tokens of training', xlim=(0, None), ylabel='loss (nats per token)')
+    axes.set_title('lines with dots: validation loss; thin lines: training loss', fontsize=10)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=''))
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+def draw_attention(weights, tokens, title, path):
+    """The weights (H, T, T) of attention heads side by side: row t says how much token t looks at each token. Grey is
+    its future, at which it cannot look."""
+    columns = min(3, len(weights))
+    rows = -(-len(weights) // columns)
+    figure = Figure(figsize=(9, 9 / columns * rows + 0.8), layout='constrained', facecolor='white')
+    figure.suptitle(title, fontsize=11)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    future = np.triu(np.full(weights[0].shape, math.nan), 1)
+    for head, (axes, one) in enumerate(itertools.zip_longest(panels, weights), 1):
+        if one is None:
+            axes.remove()
+            continue
+        image = axes.imshow(one + future, cmap='Blues', vmin=0, vmax=1)
+        axes.set_title(f'head {head}', fontsize=10)
+        axes.set_facecolor('#eeeeee')
+        axes.tick_params(labelbottom=True, length=0, labelsize=8)
+        for set_ticks, rotation in ((axes.set_xticks, 90), (axes.set_yticks, 0)):
+            set_ticks(range(len(tokens)), tokens, rotation=rotation, parse_math=False)  # '$' is a token, too
+    figure.colorbar(image, ax=figure.axes, shrink=0.5, label='attention weight')
     figure.savefig(path, dpi=130)
 
 

@@ -240,7 +240,7 @@ def test_no_code_of_a_config_runs(code):
 
 
 def test_help_lists_every_knob_with_default_and_comment(capsys):
-    for program in ('train.py', 'sample.py', 'bench.py'):
+    for program in ('train.py', 'sample.py', 'bench.py', 'plot.py'):
         with pytest.raises(SystemExit) as helped:
             configure([HOME / program], ['--help'])
         assert helped.value.code == 0

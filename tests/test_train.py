@@ -108,7 +108,10 @@ def test_a_run_says_what_it_does(run):
     assert re.fullmatch(r'step 10 loss: \d\.\d\d ema_loss: \d\.\d\d \(0\.\d+ epochs\)', result)
     details = lines[lines.index(result) + 1]
     assert all(word in details for word in ('training loss', 'bits per byte', 'tokens/s'))
-    assert 'python sample.py --out_dir=out/says' in out and '--init_from=resume' in out
+    *_, more, curve, on = lines
+    assert more == 'sample more:   python sample.py --out_dir=out/says'
+    assert curve == 'see its curve: python plot.py out/says'
+    assert on.startswith('train on:      python train.py ') and ' --init_from=resume --max_iters=20  # a longer cosine' in on
     assert 'minutes left' not in out
 
 
@@ -280,6 +283,14 @@ def test_a_log_line_after_an_evaluation_is_the_mean_of_a_whole_interval(run):
         for name in ('between', 'after')
     )
     assert len(after) == 4 and between == after
+
+
+def test_many_passes_over_a_small_text_are_said(run):
+    per_epoch = int(re.search(r'(\d+) batches per epoch', run('--out_dir=out/passes')).group(1))
+    for max_iters, said in ((10 * per_epoch, False), (11 * per_epoch, True)):
+        out = run('--out_dir=out/passes', f'--max_iters={max_iters}', '--overwrite', stop_at=1)
+        hint = f'11 passes over a small text, which the model will learn by heart; --max_iters={5 * per_epoch} makes five'
+        assert (hint in out) == said
 
 
 def test_a_warmup_longer_than_the_run_is_said(run):
