@@ -136,7 +136,7 @@ def print_profile(config):
 
 
 def main():
-    _, files = configure(PROGRAMS, sys.argv[1:])
+    _, files = configure(PROGRAMS)
     flags = [argument for argument in sys.argv[1:] if argument.startswith('-')]
     overlays = [file for file in files if Path(file).stem in OVERLAYS]
     for i, file in enumerate([file for file in files if file not in overlays] or [None]):

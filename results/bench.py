@@ -21,16 +21,20 @@ from results.runs import ROOT, provenance, results_file, write
 publish = False  # keep the numbers in results/, to be committed, not in out/
 
 
+PROGRAMS = [__file__, *bench.PROGRAMS]  # whose knobs these are
+
+
 def main():
+    _, files = configure(PROGRAMS)
     flags = [argument for argument in sys.argv[1:] if argument.startswith('-')]
-    c, _ = configure([__file__, *bench.PROGRAMS], flags)
+    c, _ = configure(PROGRAMS, flags)
     if c.compare or c.profile:
         sys.exit('--compare and --profile are for python bench.py: leave them out.')
     choose_machine(c)
-    configs, overlays = runs_and_overlays([argument for argument in sys.argv[1:] if argument not in flags])
+    configs, overlays = runs_and_overlays(files)
     path = results_file(f'bench_{torch.device(c.device).type}', c.publish)
     rows = []
-    words = [*configs, *overlays, *(flag for flag in flags if flag != '--publish'), '--json']
+    words = [*configs, *overlays, *(flag for flag in flags if not flag.startswith('--publish')), '--json']
     with subprocess.Popen([sys.executable, ROOT / 'bench.py', *words], stdout=subprocess.PIPE) as child:
         for line in child.stdout:
             rows.append(provenance() | json.loads(line))

@@ -151,7 +151,7 @@ def train_all(c, configs, flags):
 
 
 def main():
-    _, files = configure(PROGRAMS, sys.argv[1:])
+    _, files = configure(PROGRAMS)
     configs, overlays = runs_and_overlays(files)
     given = {flag.removeprefix('--').partition('=')[0]: flag for flag in sys.argv[1:] if flag.startswith('-')}
     c, _ = configure(PROGRAMS, [*overlays, *given.values()])  # without what the runs themselves change

@@ -23,7 +23,7 @@ import train
 from bench import OVERLAYS
 from results import baselines, bench, ladder, nanogpt, paired, pictures, report, runs
 
-FLAGS = [*SMALL, '--dataset=tiny', '--max_iters=12', '--eval_interval=4']
+FLAGS = [*SMALL, '--dataset=tiny', '--max_iters=12', '--eval_interval', '4']
 
 
 @pytest.fixture
@@ -391,7 +391,7 @@ def test_times_are_recorded(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runs, 'RESULTS', tmp_path)
     files = [runs.config_path(name) for name in ('swiglu', 'cpu', 'warmup')]
-    monkeypatch.setattr(sys, 'argv', ['bench.py', '--publish', *files, *SMALL, '--seconds=0.01'])
+    monkeypatch.setattr(sys, 'argv', ['bench.py', '--publish', 'True', *files, *SMALL, '--seconds', '0.01'])
     bench.main()
     results = runs.read(tmp_path / 'bench_cpu.json')
     assert [row['config'] for row in results['rows']] == ['swiglu', 'warmup'] and 'date' in results['rows'][1]

@@ -490,7 +490,7 @@ def test_freed_memory_is_not_asked_for_anew():
     assert faults[-1] - faults[4] < 2_000
 
 
-BENCH = [*(flag for flag in SMALL if 'interval' not in flag), '--seconds=0.01']
+BENCH = [*(flag for flag in SMALL if 'interval' not in flag), '--seconds', '0.01']
 
 
 def test_bench_times_the_training_step(workplace, monkeypatch, capfd):
