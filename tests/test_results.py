@@ -388,15 +388,20 @@ def test_the_step_is_timed_beside_nanogpts(tmp_path, monkeypatch, capsys):
 
 
 def test_times_are_recorded(tmp_path, monkeypatch, capfd):
+    """A config that cannot run costs the others nothing but the exit status; a bench.py that is stopped, all."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runs, 'RESULTS', tmp_path)
-    files = [runs.config_path(name) for name in ('swiglu', 'cpu', 'warmup')]
-    monkeypatch.setattr(sys, 'argv', ['bench.py', '--publish', 'True', *files, *SMALL, '--seconds', '0.01'])
-    bench.main()
+    (tmp_path / 'uneven.py').write_text('n_embd = 15')
+    files = [runs.config_path('swiglu'), runs.config_path('cpu'), 'uneven.py', runs.config_path('warmup')]
+    flags = [flag for flag in SMALL if 'n_embd' not in flag]
+    monkeypatch.setattr(sys, 'argv', ['bench.py', '--publish', 'True', *files, *flags, '--seconds', '0.01'])
+    with pytest.raises(SystemExit, match='^1$'):
+        bench.main()
     results = runs.read(tmp_path / 'bench_cpu.json')
     assert [row['config'] for row in results['rows']] == ['swiglu', 'warmup'] and 'date' in results['rows'][1]
     assert results['command'] == shlex.join(['python', '-m', 'results.bench', *sys.argv[1:]])
-    assert report.bench_table(results).count('\n') == 3 and 'swiglu' in capfd.readouterr().out
+    out, err = capfd.readouterr()
+    assert report.bench_table(results).count('\n') == 3 and 'swiglu' in out and 'uneven is left out: n_embd' in err
     monkeypatch.setattr(bench, 'ROOT', tmp_path)
     (tmp_path / 'bench.py').write_text('import sys; sys.exit(3)')
     with pytest.raises(SystemExit) as ended:
