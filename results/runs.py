@@ -57,8 +57,7 @@ def results_file(name, publish):
     path = (RESULTS if publish else Path('out')) / f'{name}.json'
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix('.new').touch()
-        path.with_suffix('.new').unlink()
+        path.with_suffix('.lock').touch()
     except OSError as error:
         sys.exit(f'{path} cannot be written: {error.strerror}.')
     return path
