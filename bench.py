@@ -3,11 +3,11 @@
     python bench.py                                           train.py's defaults
     python bench.py config/swiglu.py config/deep.py           one line per config
     python bench.py config/swiglu.py --batch_size=4 --json    with any of train.py's knobs; one JSON object per line
-    python bench.py config/swiglu.py --compare=attention      all values of a knob, interleaved
+    python bench.py config/swiglu.py --compare=attention      all values of a knob that can run here, interleaved
     python bench.py config/swiglu.py --compare=n_head=2,5,10  the values named
     python bench.py config/swiglu.py --profile                the costliest operations, and a trace
 
-It trains on random tokens, since the time of a step does not depend on the text. It needs all that train.py needs.
+It trains on random tokens, since the time of a step does not depend on the text. What cannot run here is left out.
 """
 
 import gc
@@ -81,7 +81,7 @@ def measure(runs, seconds):
         p10, *_, p90 = statistics.quantiles(ms, n=10, method='inclusive')
         ratio = statistics.median(a / b for a, b in zip(ms, times[0], strict=True)) if len(runs) > 1 else None
         speed = config['batch_size'] * config['block_size'] / statistics.median(ms) * 1e3
-        memory = torch.cuda.max_memory_allocated() / 1e9 if on_gpu and len(runs) == 1 else None
+        memory = torch.cuda.max_memory_allocated() / 1e9 if on_gpu and not config['compare'] else None
         row = dict(zip(COLUMNS, (name, statistics.median(ms), ratio, p10, p90, speed, memory), strict=True))
         row |= {knob: config[knob] for knob in ('batch_size', 'block_size', 'dtype', 'compile', 'attention')}
         steps = len(ms) * IN_A_ROW.get(device.type, 1)
@@ -98,34 +98,36 @@ def print_row(row, first):
     print(f'{row["config"]:30s}' + ''.join(f'{cell:>15s}' for cell in cells), flush=True)
 
 
-def compared_runs(name, config, arguments):
-    """{name and KNOB=VALUE: its Run} for the values of config.compare; says which cannot run, and why."""
+def variants_of(name, config):
+    """The rows of a config, {its name: the flags that make it}: one, or with --compare one for each value."""
+    if not config.compare:
+        return {name: []}
     knob, _, listed = config.compare.partition('=')
-    knobs = read_knobs(train.__file__)
-    if knob not in knobs:
-        sys.exit(f'--compare={knob}: train.py has no such knob; --help lists them.')
-    _, allowed, _ = knobs[knob]
+    _, allowed, _ = read_knobs(train.__file__).get(knob, (None, (), ''))
     choices = ['False', 'True'] if bool in allowed else [one for one in allowed if isinstance(one, str)]
     values = listed.split(',') if listed else [value for value in choices if value != 'auto']
     if not values:
-        sys.exit(f'name the values: --compare={knob}=VALUE,VALUE')
+        sys.exit(f"--compare={knob}: name one of train.py's knobs and its values, as in --compare=n_head=2,5,10")
+    return {f'{name} {knob}={value}': [f'--{knob}={value}'] for value in values}
+
+
+def build_runs(variants, files, flags):
+    """{name: its Run} for the variants that can run, in the dtype of the first; says of the others why they cannot."""
     runs = {}
-    for value in values:
-        variant, _ = configure(PROGRAMS, [*arguments, f'--{knob}={value}'])
+    for name, changes in variants.items():
         try:
-            train.check_knobs(variant)
-            run = runs[f'{name} {knob}={value}'] = build_run(variant)
-            arguments.append(f'--dtype={run.config.dtype}')  # for the values that follow, unless they are dtypes
-        except (SystemExit, RuntimeError) as error:
-            print(f'{knob}={value} is left out: {str(error).splitlines()[0]}', file=sys.stderr)
-    if not runs:
-        sys.exit(1)
+            config, _ = configure(PROGRAMS, [*files, *flags, *changes])
+            train.check_knobs(config)  # one by one: the knobs of several configs need not fit together
+            runs[name] = build_run(config)
+            flags.append(f'--dtype={config.dtype}')  # a table has one dtype, unless dtypes are compared
+        except (SystemExit, RuntimeError, MemoryError) as error:
+            reason = str(error).splitlines()[0] if str(error) and 'alloc' not in str(error) else 'out of memory'
+            print(f'{name} is left out: {reason}', file=sys.stderr)
     return runs
 
 
-def print_profile(config):
+def print_profile(run):
     """torch's own table of the operations that three steps spend their time on; trace.json has the details."""
-    run = build_run(config)
     Path('trace.json').touch()  # fails before the work does: torch itself does not say when it cannot write
     with torch.profiler.profile() as profiler:
         milliseconds(run.train_step, run.device, calls=3)
@@ -136,26 +138,29 @@ def print_profile(config):
 
 
 def main():
-    _, files = configure(PROGRAMS, sys.argv[1:])
+    config, files = configure(PROGRAMS)
     flags = [argument for argument in sys.argv[1:] if argument.startswith('-')]
     overlays = [file for file in files if Path(file).stem in OVERLAYS]
-    for i, file in enumerate([file for file in files if file not in overlays] or [None]):
-        arguments = [file, *overlays, *flags] if file else [*overlays, *flags]
-        config, _ = configure(PROGRAMS, arguments)
-        name = Path(file).stem if file else 'default'
-        train.check_knobs(config)  # one by one: the knobs of several configs need not fit together
+    rows, missing = 0, False
+    for file in [file for file in files if file not in overlays] or [None]:
         torch.compiler.reset()  # compiled code is not shared
         gc.collect()  # nor is memory, which the peak would count
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
+        variants = variants_of(Path(file).stem if file else 'default', config)
+        runs = build_runs(variants, [file, *overlays] if file else overlays, flags)
+        was_asked = not config.compare or '=' in config.compare  # else for all values, of which some may not run here
+        missing |= len(runs) < (len(variants) if was_asked else 1)
         if config.profile:
-            print_profile(config)
-            continue
-        runs = compared_runs(name, config, arguments) if config.compare else {name: build_run(config)}
-        for j, row in enumerate(measure(runs, config.seconds)):
-            print(dumps(row), flush=True) if config.json else print_row(row, first=i == j == 0)
+            for run in runs.values():
+                print_profile(run)
+        elif runs:
+            for row in measure(runs, config.seconds):
+                print(dumps(row), flush=True) if config.json else print_row(row, first=not rows)
+                rows += 1
         runs = None  # frees the models
-        flags.append(f'--dtype={row["dtype"]}')  # a table has one dtype
+    if missing:
+        sys.exit(1)
 
 
 if __name__ == '__main__':

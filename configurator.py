@@ -2,7 +2,7 @@
 
     python train.py config/swiglu.py config/cpu.py --n_layer=8 --overwrite
 
-Config files apply in order, then the command line. A config file is parsed, never executed.
+Config files apply in order, then the command line, where --n_layer 8 will do, too. A config is parsed, never executed.
 """
 
 import ast
@@ -19,10 +19,14 @@ ARITHMETIC = (ast.Constant, ast.UnaryOp, ast.USub, ast.BinOp, ast.Add, ast.Sub, 
 ERRORS = (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError)  # what parsing a text can raise
 
 
-def configure(programs, arguments, operands='[CONFIG.py ...]'):
+def configure(programs, arguments=None, operands='[CONFIG.py ...]'):
     """A program's settings: (namespace of all knobs, list of the config files). `programs` are the source files whose
-    knobs count; config/ lies beside the last. --help prints the knobs, after what the program takes, and exits."""
+    knobs count; config/ lies beside the last. Without arguments it reads the command line, and makes each flag one
+    word in sys.argv. --help prints the knobs, after what the program takes (operands), and exits."""
     knobs = {name: knob for program in programs for name, knob in read_knobs(program).items()}
+    words = sys.argv if arguments is None else ['', *arguments]
+    join_flags(words, knobs)
+    arguments = words[1:]
     if '--help' in arguments or '-h' in arguments:
         program, home = Path(programs[0]), Path(programs[-1]).parent  # programs in results/ are started from home
         name = program.name if program.parent == home else f'-m {program.parent.name}.{program.stem}'
@@ -37,6 +41,15 @@ def configure(programs, arguments, operands='[CONFIG.py ...]'):
     for path in files:
         values |= read_config(path, knobs)
     return SimpleNamespace(**values | flags), files
+
+
+def join_flags(words, knobs):
+    """Make `--key value` in a command's words one, `--key=value`; a switch's value can only be True, False or None."""
+    for i in reversed(range(1, len(words) - 1)):
+        flag, word = words[i : i + 2]
+        _, allowed, _ = knobs.get(flag[2:] if flag.startswith('--') else '', (None, (), ''))
+        if word in ('True', 'False', 'None') if bool in allowed else allowed and not word.startswith('--'):
+            words[i : i + 2] = [f'{flag}={word}']
 
 
 def read_knobs(program):
@@ -77,7 +90,7 @@ def read_config(path, knobs):
     except FileNotFoundError:
         others = sorted(map(str, Path(path).parent.glob('*.py')))
         there_are = f'there are: {", ".join(others) or "no .py files"}.'
-        sys.exit(f'{path}: no such config file; {closest(path, others, there_are)}')
+        sys.exit(f'{path}: no such config file; {closest(Path(path).stem, others, there_are)}')
     except ERRORS as error:
         reason = getattr(error, 'msg', '') or str(error) or type(error).__name__
         sys.exit(f'{path}:{getattr(error, "lineno", None) or line}: {reason}')
@@ -123,6 +136,7 @@ def check(name, value, knobs):
 
 
 def closest(name, names, otherwise):
-    """What to suggest in place of a name that does not exist."""
-    close = difflib.get_close_matches(name, names, n=1)
-    return f'did you mean {close[0]}?' if close else otherwise
+    """What to suggest for a name that does not exist: one that starts with it, or else a similar one."""
+    stems = {Path(one).stem: one for one in names}
+    close = [one for one in stems if name and one.startswith(name)] or difflib.get_close_matches(name, stems, n=1)
+    return f'did you mean {stems[close[0]]}?' if close else otherwise

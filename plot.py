@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from configurator import configure
+from configurator import configure, join_flags, read_knobs
 from machine import run_program
 from model import naive_attention
 from results.curves import curves, load_run, published
@@ -82,6 +82,7 @@ def draw_attention(folder, config, pictures):
 
 
 def main():
+    join_flags(sys.argv, read_knobs(__file__))
     words = sys.argv[1:]
     config, _ = configure([__file__], [word for word in words if word.startswith('-')], '[RUN ...]')
     named = [os.path.normpath(os.path.expanduser(word)) for word in words if not word.startswith('-')]

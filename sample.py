@@ -5,7 +5,6 @@
 Where the run kept a moving average of the weights, the average writes. It needs train.py, which builds the model.
 """
 
-import sys
 from types import SimpleNamespace
 from typing import Literal
 
@@ -42,7 +41,7 @@ def load_model(out_dir, device='auto', dtype='auto'):
 
 
 def main():
-    config, _ = configure([__file__], sys.argv[1:])
+    config, _ = configure([__file__])
     train.check_numbers(config)
     net, encoding, knobs = load_model(config.out_dir, config.device, config.dtype)
     generator = torch.Generator(knobs.device).manual_seed(config.seed)

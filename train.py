@@ -415,7 +415,7 @@ def write_text(net, encoding, prompt, max_new_tokens, config, **options):
 
 
 def main():
-    config, files = configure([__file__], sys.argv[1:])
+    config, files = configure([__file__])
     check_knobs(config)
     if config.max_iters == 0:
         print0(describe_run(config, vocab_size_of(config.dataset)))

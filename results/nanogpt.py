@@ -100,7 +100,7 @@ def build_runs(c):
 
 
 def main():
-    c, _ = configure(PROGRAMS, sys.argv[1:])
+    c, _ = configure(PROGRAMS)
     train.check_knobs(c)
     check_shape(c)
     runs = build_runs(c)

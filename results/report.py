@@ -153,15 +153,6 @@ def details_table(results):
     return markdown(columns, lines)
 
 
-def compare_with_published(mine, published):
-    """A reader's final losses beside the published ones of the same configs."""
-    theirs, lines = runs_by_config(published), []
-    for name, runs in runs_by_config(mine).items():
-        cells = [mean_sd([*map(final_loss, each)], 3) for each in (runs, theirs.get(name, ()))]
-        lines.append([f'`{name}`', *cells])
-    return markdown(['config', 'yours', 'published'], lines)
-
-
 def learning_rates_table(results):
     """Final validation losses, a line per optimizer and a column per learning rate."""
     losses = {(run['series'], run['learning_rate']): f'{final_loss(run):.2f}' for run in results['runs']}

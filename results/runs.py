@@ -25,9 +25,7 @@ def config_path(name):
 
 def parent_of(name):
     """The run that a run changes, as the first line of its config says; None for the first."""
-    path = ROOT / 'config' / f'{name}.py'
-    line = path.read_text(encoding='utf-8').splitlines()[0] if path.exists() else ''
-    number = re.search(r': run (\d+) ', line)
+    number = re.search(r'^.*?: run (\d+) ', Path(config_path(name)).read_text(encoding='utf-8'))
     return number and [*RUNS][int(number[1]) - 1]
 
 
@@ -59,8 +57,7 @@ def results_file(name, publish):
     path = (RESULTS if publish else Path('out')) / f'{name}.json'
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix('.new').touch()
-        path.with_suffix('.new').unlink()
+        path.with_suffix('.lock').touch()
     except OSError as error:
         sys.exit(f'{path} cannot be written: {error.strerror}.')
     return path

@@ -6,6 +6,7 @@ import io
 import os
 import random
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,27 @@ def test_values_of_a_flag(flag, name, value):
     assert given[name] == value and type(given[name]) is type(value)
 
 
+@pytest.mark.parametrize('words, changes', [
+    ('--n_layer 8', {'n_layer': 8}), ('--learning_rate -1', {'learning_rate': -1.0}),
+    ('--schedule down --overwrite', {'schedule': 'down', 'overwrite': True}),
+    ('--dataset c.py --out_dir None', {'dataset': 'c.py'}),
+    ('--compile False --overwrite True', {'compile': False, 'overwrite': True}),
+    ('--overwrite c.py --compile c.py', {'overwrite': True, 'compile': True, 'n_layer': 7}),  # a switch takes no file
+])  # fmt: skip
+def test_a_blank_will_do_for_the_equals_sign(words, changes):
+    Path('c.py').write_text('n_layer = 7')
+    assert knobs(*words.split()) == DEFAULTS | changes
+
+
+def test_the_command_to_resume_is_right_after_blanks(run):
+    """Here a knob that it changes would leave its old value behind, as a config file."""
+    out = run('--max_iters', '2', '--overwrite', '--out_dir', 'out/blank')
+    command = shlex.split(out.split('train on:')[1], comments=True)
+    assert command[:2] == ['python', 'train.py'] and '--out_dir=out/blank' in command and '--max_iters=4' in command
+    out = run(*command[2:])
+    assert 'resumed at step 2 of 4' in out and '--max_iters=8' in out
+
+
 @pytest.mark.parametrize(
     'config, words',
     [
@@ -174,6 +196,11 @@ def test_a_bad_config_file(config, words):
         ('--n_layers=3', ["'n_layers'", 'did you mean n_layer?']),
         ('--n_layer', ['--n_layer=VALUE']),
         ('--out_dir', ['--out_dir=VALUE']),
+        ('--n_layer --overwrite', ['--n_layer=VALUE']),
+        ('--n_layer c.py', ["'c.py'", 'expected int']),
+        ('--n_layers 3', ["'n_layers'", 'did you mean n_layer?']),
+        ('--overwrite None', ['None', 'expected bool']),
+        ('--learn=3', ["'learn'", 'did you mean learning_rate?']),
         ('--n_layer=', ["''", 'expected int']),
         ('--n_layer=three', ["'three'", 'expected int']),
         ('--n_layer=3.5', ['3.5', 'expected int']),
@@ -191,7 +218,7 @@ def test_a_bad_config_file(config, words):
 )
 def test_a_bad_flag(flag, words):
     with exits(*words):
-        knobs(flag)
+        knobs(*flag.split(' '))
 
 
 def test_a_config_file_that_cannot_be_read():
@@ -200,14 +227,21 @@ def test_a_config_file_that_cannot_be_read():
     Path('loop.py').symlink_to('loop.py')
     with exits('swigl.py', 'no such config file', 'did you mean swiglu.py?'):
         knobs('swigl.py')
+    for name in ('best', 'best_2_muon', 'best_97m'):
+        Path(f'{name}.py').write_text('')
+    with exits('did you mean best_2_muon.py?'):  # it starts with what was typed; best.py is shorter
+        knobs('best_2.py')
+    home = Path('a folder of a long name').absolute()
+    home.mkdir()
+    (home / 'swiglu.py').write_text('')
+    with exits(f'there are: {home}/swiglu.py.'):  # the folder's name makes no names similar
+        knobs(f'{home}/adam.py')
     with exits('nowhere/a.py', 'no such config file', 'no .py files'):
         knobs('nowhere/a.py')
     with exits('folder.py', 'directory'):
         run_program(lambda: knobs('folder.py'))
     with exits('loop.py', 'symbolic links'):
         run_program(lambda: knobs('loop.py'))
-    with exits('--learning_rate=VALUE'):  # and not: there is no file 3e-4
-        knobs('--learning_rate', '3e-4')
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """results/: runs are trained once and their numbers kept, stopped ones resume, and the pages say what the JSON files
 hold. Models have two tiny layers. A process is started only where that is the point: importing torch takes seconds."""
 
+import importlib
 import json
 import math
+import multiprocessing
 import os
 import shlex
 import signal
@@ -23,7 +25,7 @@ import train
 from bench import OVERLAYS
 from results import baselines, bench, ladder, nanogpt, paired, pictures, report, runs
 
-FLAGS = [*SMALL, '--dataset=tiny', '--max_iters=12', '--eval_interval=4']
+FLAGS = [*SMALL, '--dataset=tiny', '--max_iters=12', '--eval_interval', '4']
 
 
 @pytest.fixture
@@ -100,19 +102,94 @@ def test_runs_are_trained_once_and_their_numbers_kept(climb, here, tmp_path):
     assert 'resumed at step 12 of 12' in printed and names_and_seeds(again) == [('swiglu', 1)]
     (tmp_path / 'ladder_tiny_cpu.json').unlink()
     status, results, printed = climb('swiglu', '--learning_rate=0.5')  # the run of before is not taken for one of these
-    assert 'failed: swiglu' in status and not results and 'swiglu_1 holds a run with other settings' in printed
+    assert 'failed: swiglu' in status and not results['runs']
+    assert 'swiglu_1 holds a run with other settings: learning_rate was 0.01, now 0.5.' in printed
 
 
 def test_your_runs_go_to_out_and_are_printed_beside_the_published(climb, here, tmp_path):
-    """Although the same runs are published already, they are trained; the published ones are left as they are."""
-    published = {'runs': [run_of('swiglu', 1, [(1, 3.5)]), run_of('swiglu', 2, [(1, 4.5)])]}
+    """Although the same runs are published already, they are trained; the published ones are left as they are, and so
+    is every other file of the repository."""
+    files = [path for pattern in ('*.*', 'config/*.*', 'results/*.*') for path in runs.ROOT.glob(pattern)]
+    before = {path: path.stat().st_mtime_ns for path in files if path.is_file()}
+    published = {'knobs': FLAGS, 'dtype': 'float32'}
+    published['runs'] = [run_of('swiglu', 1, [(1, 3.5)]), run_of('swiglu', 2, [(1, 4.5)])]
     runs.write(tmp_path / 'ladder_tiny_cpu.json', published)
     status, unchanged, printed = climb('swiglu', '--publish=False')
     own = runs.read(Path('out/ladder_tiny_cpu.json'))
     assert status == 0 and names_and_seeds(own) == [('swiglu', 1)] and unchanged == published
     loss = evaluations_of('swiglu_1')[-1]['val_loss']
     assert f'| `swiglu` | {loss:.3f} | 4.000 ± 0.707 |' in printed
-    assert f'| `swiglu` | {loss:.3f} | not measured |' in report.compare_with_published(own, {})
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert f'| `swiglu` | {loss:.3f} | not measured |' in ladder.compare_with_published(own, {})
+    published['knobs'] = [*FLAGS, '--n_layer=1', '--learning_rate_scale=3']  # then nothing comparable is published
+    assert (f'| `swiglu` | {loss:.3f} | none with these knobs: n_layer was 1, now 2, learning_rate_scale was 3.0, '
+            'now 1.0 |') in ladder.compare_with_published(own, published)  # fmt: skip
+    published['runs'][0]['knobs'] = own['runs'][0]['knobs']  # newer runs record theirs
+    assert '4.000 ± 0.707' in ladder.compare_with_published(own, published)
+
+
+def test_a_factor_that_is_not_for_a_run_makes_it_no_other():
+    best = run_of('best', 1, [(1, 3.0)], knobs=ladder.settings_of(runs.config_path('best'), FLAGS)[1])
+    published = {'knobs': [*FLAGS, '--learning_rate_scale=3'], 'dtype': 'float32'}
+    published['runs'] = [run_of('best', 1, [(1, 3.1)])]
+    assert '| `best` | 3.000 | 3.100 |' in ladder.compare_with_published({'runs': [best]}, published)
+
+
+def test_ladders_at_the_same_time_lose_no_run_and_agree_on_the_dtype(climb, tmp_path, monkeypatch):
+    """Two processes finish their runs in step, six each, as one that finds bfloat16 slow and one that finds it fast."""
+    context, trained = multiprocessing.get_context('fork'), []
+    barrier = context.Barrier(2)
+    monkeypatch.setattr(ladder, 'train_one', lambda _, flags, *more: trained.append(flags[-1]) or 0 * barrier.wait(60))
+    monkeypatch.setattr(ladder, 'numbers_of', lambda folder: {'evaluations': [], 'trained in': trained[-1]})
+    monkeypatch.setattr(ladder, 'write_sample', lambda *_: '')
+    ladders = []
+    for name, speedup in (('swiglu', 0.9), ('ema', 1.1)):
+        monkeypatch.setattr(machine, 'bfloat16_speedup', lambda c, speedup=speedup: speedup)
+        words = [*FLAGS, '--dtype=auto', '--seeds=1,2,3,4,5,6', runs.config_path(name)]
+        monkeypatch.setattr(sys, 'argv', ['ladder.py', '--publish', *words])
+        ladders.append(context.Process(target=ladder.main))
+        ladders[-1].start()
+    for process in ladders:
+        process.join()
+    results = runs.read(tmp_path / 'ladder_tiny_cpu.json')
+    assert sorted(names_and_seeds(results)) == sorted((name, i) for name in ('swiglu', 'ema') for i in range(1, 7))
+    assert {run['trained in'] for run in results['runs']} == {f'--dtype={results["dtype"]}'}
+
+
+def test_a_run_that_another_program_trains_is_left_to_it(climb, here):
+    with checkpoint.lock_folder(Path('out/ladder_tiny_cpu/swiglu_8'), is_new=True):
+        status, results, printed = climb('swiglu', 'ema', '--seeds=8')
+    assert 'failed: swiglu (seed 8' in status and names_and_seeds(results) == [('ema', 8)] and 'still alive' in printed
+
+
+def test_a_run_is_known_by_its_settings(climb, here, tmp_path, monkeypatch):
+    """And not by its config's name: otherwise the mean over seeds would be of two models."""
+    mine = tmp_path / 'mine.py'
+    mine.write_text('dropout = 0.1')
+    climb(str(mine), '--seeds=11')
+    (tmp_path / 'elsewhere').mkdir()
+    for seed, path in ((11, mine), (12, mine), (12, tmp_path / 'elsewhere/mine.py')):
+        path.write_text('dropout = 0.2\nwarmup_iters = 1')
+        status, results, _ = climb(str(path), f'--seeds={seed}')
+        assert names_and_seeds(results) == [('mine', 11)] and 'Rename the config, or move the file' in status
+        assert 'cpu.json holds mine with other settings: dropout was 0.1, now 0.2, warmup_iters was 0, now 1.' in status
+    mine.rename(tmp_path / 'mine2.py')
+    status, results, _ = climb(str(tmp_path / 'mine2.py'), '--seeds=12')
+    assert status == 0 and names_and_seeds(results) == [('mine', 11), ('mine2', 12)]
+    for run in results['runs']:
+        run.pop('knobs')  # as in what was published before they were recorded
+    runs.write(tmp_path / 'ladder_tiny_cpu.json', results)
+    status, results, _ = climb(str(path), '--seeds=13')
+    assert status == 0 and results['runs'][-1]['knobs']['dropout'] == 0.2
+
+
+def test_a_config_that_changes_while_the_ladder_runs(climb, here, tmp_path, monkeypatch):
+    mine, run_train = tmp_path / 'mine.py', ladder.run_train
+    mine.write_text('dropout = 0.1')
+    monkeypatch.setattr(ladder, 'run_train', lambda *words: run_train(*words) + 0 * mine.write_text('dropout = 0.2'))
+    status, results, printed = climb(str(mine), '--seeds=14,15')
+    assert 'failed: mine (seed 15, ' in status and names_and_seeds(results) == [('mine', 14)]
+    assert 'dropout was 0.1, now 0.2' in printed
 
 
 def test_all_runs_are_in_one_dtype(climb, here, monkeypatch):
@@ -123,10 +200,15 @@ def test_all_runs_are_in_one_dtype(climb, here, monkeypatch):
         assert status == 0 and results['dtype'] == knobs_of(f'{name}_7')['dtype'] == 'float32'
 
 
-def test_a_ladder_that_was_stopped_before_its_first_run_leaves_no_results(climb, tmp_path, monkeypatch):
-    monkeypatch.setattr(ladder, 'train_one', lambda *args: 130)
-    status, results, _ = climb('swiglu')
-    assert status == 130 and not results and not list(tmp_path.glob('ladder_*'))
+def test_a_ladder_that_was_stopped_in_its_first_run_goes_on_in_its_dtype(climb, here, monkeypatch):
+    monkeypatch.setattr(machine, 'bfloat16_speedup', lambda c: 1.1)
+    with monkeypatch.context() as patch:
+        patch.setattr(ladder, 'train_one', lambda *args: 130)
+        status, results, _ = climb('swiglu', '--dtype=auto', '--seeds=6')
+    assert status == 130 and not results['runs']
+    monkeypatch.setattr(machine, 'bfloat16_speedup', lambda c: 0.9)
+    status, _, _ = climb('swiglu', '--dtype=auto', '--seeds=6')
+    assert status == 0 and knobs_of('swiglu_6')['dtype'] == 'bfloat16'
 
 
 def test_what_cannot_be_written_is_found_before_the_first_run(climb, tmp_path, monkeypatch):
@@ -189,10 +271,10 @@ def test_a_run_that_was_stopped_or_killed_resumes(climb, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
 
     status, results, printed = climb_until(press_ctrl_c, 0)
-    assert status == 128 + signal.SIGINT and not results and 'stopped, 1 to go' in printed
+    assert status == 128 + signal.SIGINT and not results['runs'] and 'stopped, 1 to go' in printed
     first = checkpoint.load('out/ladder_tiny_cpu/deep_5')['step']
-    status, _, printed = climb_until(lambda: os.kill(os.getpid(), signal.SIGTERM), first)
-    assert status == 128 + signal.SIGTERM and f'resumed at step {first}' in printed
+    status, _, printed = climb_until(lambda: os.kill(os.getpid(), signal.SIGUSR1), first)
+    assert status == 128 + signal.SIGUSR1 and f'resumed at step {first}' in printed
     second = checkpoint.load('out/ladder_tiny_cpu/deep_5')['step']
     status, _, printed = climb_until(lambda: children[-1].kill(), second)
     assert 'deep (seed 5, exit status 137)' in status and f'resumed at step {second}' in printed
@@ -207,6 +289,13 @@ def test_a_run_that_was_stopped_or_killed_resumes(climb, monkeypatch):
 def test_bad_knobs_are_refused(climb, flag, words):
     status, _, _ = climb(flag)
     assert words in status
+
+
+@pytest.mark.parametrize('text', [b'seeds = "1,2"', b'prompt = "a"', b'n_layer = 1\0', b'# \xff'])
+def test_a_config_that_is_none_of_train_pys_is_refused(climb, tmp_path, text):
+    (tmp_path / 'mine.py').write_bytes(text)
+    status, _, _ = climb(str(tmp_path / 'mine.py'))
+    assert status.startswith(f'{tmp_path}/mine.py:1: ') and '\n' not in status
 
 
 @pytest.mark.parametrize('text', ['', '{"runs": [', '[1]'])
@@ -257,7 +346,7 @@ def test_students_t_leaves_five_per_cent_outside(freedom):
 
 def test_every_run_has_a_config_and_names_the_run_that_it_changes():
     assert all(Path(runs.ROOT, 'config', f'{name}.py').exists() for name in (*runs.RUNS, 'best_97m', *OVERLAYS))
-    assert [*map(runs.parent_of, ('sgd', 'adam', 'wide', 'learned', 'muon', 'best', 'best_97m', 'mine'))] == [
+    assert [*map(runs.parent_of, ('sgd', 'adam', 'wide', 'learned', 'muon', 'best', 'best_97m', 'cpu'))] == [
         None, 'sgd', 'weight_decay', 'learning_rate', 'learning_rate', 'three_steps', 'swiglu_23', None]  # fmt: skip
 
 
@@ -321,6 +410,17 @@ def test_a_page_without_its_marks_is_left_alone(tmp_path):
     with pytest.raises(SystemExit, match='README.md has no line <!-- b -->'):
         report.replace_between(page, 'b', 'new')
     assert 'new' in page.read_text()
+
+
+def test_matplotlib_is_needed_for_the_pictures_alone(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+    for name in [name for name in sys.modules if name.split('.')[0] == 'results']:
+        monkeypatch.delitem(sys.modules, name)
+    importlib.import_module('results.ladder')
+    unpainted = importlib.import_module('results.report')
+    monkeypatch.setattr(unpainted, 'replace_between', None)  # no page is touched
+    with pytest.raises(SystemExit, match='^the pictures need matplotlib: pip install matplotlib .*$'):
+        unpainted.main()
 
 
 def test_pictures_need_no_screen(tmp_path, monkeypatch):
@@ -388,15 +488,20 @@ def test_the_step_is_timed_beside_nanogpts(tmp_path, monkeypatch, capsys):
 
 
 def test_times_are_recorded(tmp_path, monkeypatch, capfd):
+    """A config that cannot run costs the others nothing but the exit status; a bench.py that is stopped, all."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runs, 'RESULTS', tmp_path)
-    files = [runs.config_path(name) for name in ('swiglu', 'cpu', 'warmup')]
-    monkeypatch.setattr(sys, 'argv', ['bench.py', '--publish', *files, *SMALL, '--seconds=0.01'])
-    bench.main()
+    (tmp_path / 'uneven.py').write_text('n_embd = 15')
+    files = [runs.config_path('swiglu'), runs.config_path('cpu'), 'uneven.py', runs.config_path('warmup')]
+    flags = [flag for flag in SMALL if 'n_embd' not in flag]
+    monkeypatch.setattr(sys, 'argv', ['bench.py', '--publish', 'True', *files, *flags, '--seconds', '0.01'])
+    with pytest.raises(SystemExit, match='^1$'):
+        bench.main()
     results = runs.read(tmp_path / 'bench_cpu.json')
     assert [row['config'] for row in results['rows']] == ['swiglu', 'warmup'] and 'date' in results['rows'][1]
     assert results['command'] == shlex.join(['python', '-m', 'results.bench', *sys.argv[1:]])
-    assert report.bench_table(results).count('\n') == 3 and 'swiglu' in capfd.readouterr().out
+    out, err = capfd.readouterr()
+    assert report.bench_table(results).count('\n') == 3 and 'swiglu' in out and 'uneven is left out: n_embd' in err
     monkeypatch.setattr(bench, 'ROOT', tmp_path)
     (tmp_path / 'bench.py').write_text('import sys; sys.exit(3)')
     with pytest.raises(SystemExit) as ended:

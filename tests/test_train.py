@@ -616,7 +616,7 @@ def test_freed_memory_is_not_asked_for_anew():
     assert faults[-1] - faults[4] < 2_000
 
 
-BENCH = [*(flag for flag in SMALL if 'interval' not in flag), '--seconds=0.01']
+BENCH = [*(flag for flag in SMALL if 'interval' not in flag), '--seconds', '0.01']
 
 
 def test_bench_times_the_training_step(workplace, monkeypatch, capfd):
@@ -661,16 +661,34 @@ def test_a_bench_table_is_in_one_dtype_and_takes_overlays(workplace, monkeypatch
 @pytest.mark.parametrize(('what', 'variants'), [
     ('attention', ['attention=sdpa', 'attention=chunked', 'attention=naive']),
     ('dtype', ['dtype=float32', 'dtype=bfloat16', 'dtype=float16']),
-    ('n_head=1,2,3,4', ['n_head=1', 'n_head=2', 'n_head=4']),
+    ('n_head=x,1,2,3,4', ['n_head=1', 'n_head=2', 'n_head=4']),
+    ('n_embd=16,8,1000000000000', ['n_embd=16', 'n_embd=8']),
 ])  # fmt: skip
 def test_bench_compares_a_knobs_values(workplace, monkeypatch, capsys, what, variants):
+    """A value that was named and cannot run makes the exit status 1. flash-attn needs a GPU and was not named."""
     monkeypatch.chdir(workplace)
-    main(monkeypatch, bench, *BENCH, f'--compare={what}', '--json')
+    with contextlib.nullcontext() if what in ('attention', 'dtype') else pytest.raises(SystemExit, match='^1$'):
+        main(monkeypatch, bench, *BENCH, f'--compare={what}', '--json')
     out, err = capsys.readouterr()
     rows = [json.loads(line) for line in out.splitlines()]
     assert [row['config'] for row in rows] == [f'default {variant}' for variant in variants]
     assert rows[0]['ratio'] == 1 and min(row['ratio'] for row in rows) > 0 and len({row['steps'] for row in rows}) == 1
-    assert ('n_head=3 is left out: n_embd=16 is not divisible' in err) == ('n_head' in what)
+    said = {'attention': ['attention=flash is left out: --attention=flash cannot run here'],
+            'n_head': ["n_head=x is left out: command line: n_head is 'x'", 'n_head=3 is left out: n_embd=16'],
+            'n_embd': ['n_embd=1000000000000 is left out: out of memory']}.get(what.split('=')[0], [])  # fmt: skip
+    assert all(line.startswith(f'default {words}') for line, words in zip(err.splitlines(), said, strict=True))
+
+
+def test_a_config_that_cannot_run_stops_no_other_of_bench(workplace, monkeypatch, capsys, tmp_path):
+    (tmp_path / 'uneven.py').write_text('n_head = 3')
+    (tmp_path / 'huge.py').write_text('n_embd = 1_000_000_000_000')
+    monkeypatch.chdir(tmp_path)
+    flags = [flag for flag in BENCH if 'n_head' not in flag and 'n_embd' not in flag]
+    with pytest.raises(SystemExit, match='^1$'):
+        main(monkeypatch, bench, 'uneven.py', 'swiglu', 'huge.py', 'best', *flags)
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ['config', 'swiglu', 'best']
+    assert [line.split(': ')[0] for line in err.splitlines()] == ['uneven is left out', 'huge is left out']
 
 
 def test_bench_times_several_steps_as_one_where_the_host_runs_ahead(monkeypatch):
@@ -700,9 +718,9 @@ def test_bench_refuses(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     uneven = '--gradient_accumulation_steps=3'  # of a batch of 4: no variant can run
     for flags, words in (
-        (['--compare=speed'], 'train.py has no such knob'),
-        (['--compare=n_layer'], 'name the values: --compare=n_layer='),
-        (['--device=gpu'], "device is 'gpu'"),
+        (['--compare=speed'], "--compare=speed: name one of train.py's knobs"),
+        (['--compare=n_layer'], "--compare=n_layer: name one of train.py's knobs and its values"),
+        (['--device=gpu'], '1'),
         (['--compare=dtype', uneven], '1'),
     ):
         with pytest.raises(SystemExit, match=words):
