@@ -111,7 +111,10 @@ def draw_learning_rates(path):
     for color, series in zip((BLACK, ORANGE, GREEN, BLUE), dict.fromkeys(run['series'] for run in runs), strict=False):
         curve = sorted((run['learning_rate'], final_loss(run)) for run in runs if run['series'] == series)
         axes.plot(*zip(*curve, strict=True), 'o-', color=color, linewidth=2)
-        axes.annotate(series, curve[-1], (8, 0), textcoords='offset points', color=color, va='center', fontsize=11)
+        text = axes.annotate(
+            series, curve[-1], (8, 0), textcoords='offset points', color=color, va='center', fontsize=11
+        )
+        text.set_bbox({'facecolor': 'white', 'edgecolor': 'none', 'pad': 1})  # where another curve passes
     axes.set(xscale='log', xlabel='peak learning rate', ylabel='validation loss after 2,000 steps')
     axes.margins(x=0.15)
     figure.savefig(path, dpi=130)

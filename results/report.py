@@ -158,7 +158,7 @@ def learning_rates_table(results):
     losses = {(run['series'], run['learning_rate']): f'{final_loss(run):.2f}' for run in results['runs']}
     series, rates = dict.fromkeys(s for s, _ in losses), sorted({rate for _, rate in losses})
     lines = [[one, *(losses.get((one, rate), '') for rate in rates)] for one in series]
-    names = [f'{rate:g}' if rate > 0.1 else np.format_float_scientific(rate, trim='-', exp_digits=1) for rate in rates]
+    names = [f'{rate:g}' if rate >= 0.1 else np.format_float_scientific(rate, trim='-', exp_digits=1) for rate in rates]
     return markdown(['learning rate', *names], lines)
 
 
