@@ -28,7 +28,7 @@ import sys
 import tiktoken
 from tqdm import tqdm
 
-MERGES = 768  # 256 bytes + 768 merges = the notebook's 1024 tokens; END_OF_TEXT is the 1025th
+MERGES = 768  # 256 bytes, 768 merges and END_OF_TEXT: 1,025 tokens, by the notebook's parameter counts
 END_OF_TEXT = '<|endoftext|>'  # closes every document; inside a line of text these characters get ordinary tokens
 # GPT-2's rule for words: a token never crosses from a word, a number, a run of signs or of spaces into the next.
 # The possessive ++ does not backtrack, and documents.CHARS_PER_PIECE bounds the one \s+ that does: a million spaces in

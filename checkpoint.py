@@ -91,7 +91,7 @@ def restore(run, saved):
 
 
 def save(out_dir, state):
-    """Write out_dir/ckpt.pt. It is on the disk before it takes the old file's name, so that one is always whole."""
+    """Write out_dir/ckpt.pt. It is on the disk before it takes the old file's name: so there always is a whole one."""
     path, new = out_dir / 'ckpt.pt', out_dir / 'ckpt.pt.new'
     try:
         with open(new, 'wb') as file:

@@ -84,8 +84,9 @@ def validation_batches(tokens, batch_size, block_size):
 def open_corpus(dataset, allow_stale=False):
     """The Corpus of a prepared corpus's name, a known name or a path.
 
-    It is prepared first if it does not exist, or if the files of a path have changed since; a line says so where a name
-    was given. With allow_stale it is opened as it is: a resumed run needs the tokens with which it started."""
+    It is prepared first if it does not exist, or if a path was given whose files have changed since. If a name was
+    given, it is opened all the same, and a line says so. With allow_stale it is opened as it is: a resumed run needs
+    the tokens with which it started."""
     if name := find_prepared(dataset):
         corpus = Corpus(name)
         if not allow_stale and has_changed(corpus.meta):

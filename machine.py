@@ -72,7 +72,7 @@ def choose_device(name):
 
 def choose_products(config, kept):
     """Choose which library multiplies float32 matrices on this CPU: MKL, PyTorch's default, or oneDNN, which it takes
-    if it may compute with 'medium' precision. Returns what is worth saying."""
+    if it may compute with 'medium' precision. Returns a text on the choice, or ''."""
     speedup = onednn_speedup()
     config.products = kept.get('products', 'medium' if speedup > 1.2 else 'highest')
     torch.set_float32_matmul_precision(config.products)
@@ -96,7 +96,7 @@ def onednn_speedup():
 
 def choose_threads(config, kept):
     """Choose how many threads compute, where neither the knob nor OMP_NUM_THREADS says so: all that torch would take,
-    unless half or one are much faster, as on a machine with other work. Returns what is worth saying."""
+    unless half of them or one is much faster, as on a machine with other work. Returns a text on the choice, or ''."""
     most = torch.get_num_threads()
     asked = config.threads or (most if 'OMP_NUM_THREADS' in os.environ else kept.get('threads'))
     counts = [asked] if asked else dict.fromkeys((most, max(1, most // 2), 1))
@@ -200,7 +200,7 @@ class Recorded:
     A training step is hundreds of short kernels, and launching them one by one can take the host longer than running
     them takes the GPU; a graph is launched at once. A replay runs the same kernels on the same memory: so the arguments
     are copied to where the recording read them, and the results are copied away from where it wrote them. The first
-    calls are not recorded, since in them kernels are compiled and optimizers create their state."""
+    three calls are not recorded, since in them kernels are compiled and optimizers create their state."""
 
     def __init__(self, function):
         self.function, self.calls, self.graph = function, 0, None

@@ -1,4 +1,4 @@
-"""Two transformer language models: a modern one, and the tutorial model with which the lab notebook began.
+"""Two transformer language models: a modern one, and the tutorial model with which the lab notebook begins.
 
 Read attention as a formula, then the layers from leaf to root, then the models. The last section computes the same
 attention faster: skip it at first. Needs torch, and flash-attn where that is chosen. A config holds a run's settings.
@@ -80,7 +80,7 @@ class Attention(nn.Module):
         v = v.squeeze(2)  # (B, T, H, D)
         if shared.first_values is None:
             shared.first_values = v
-        if self.value_mix is not None:  # mix in the first block's, which come from the bare tokens (Zhou et al., 2024)
+        if self.value_mix is not None:  # mix in the first block's, made from the bare embeddings (Zhou et al., 2024)
             v = self.value_mix[0] * v + self.value_mix[1] * shared.first_values
         if shared.cache is not None:
             old_k, old_v = shared.cache.get(self, (k[:, :0], v[:, :0]))  # (B, S - T, H, D)
@@ -146,8 +146,8 @@ class LanguageModel(nn.Module):
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, generator=None, unused_ids=()):
         """Continue idx (B, T): yields max_new_tokens next tokens, (B, 1) each. Call model.eval() first.
 
-        The temperature divides the logits; 0 takes the likeliest. top_k keeps the k likeliest, never unused_ids. The
-        model sees at most block_size tokens: when the text outgrows them, its newer half is read into a new cache."""
+        The temperature divides the logits; 0 takes the likeliest token. Only the top_k likeliest are drawn, unused_ids
+        never. The model sees at most block_size tokens: of a longer text, the newer half is read into a new cache."""
         idx = idx[:, -self.block_size :]
         cache = {}
         for _ in range(max_new_tokens):
@@ -169,7 +169,7 @@ class LanguageModel(nn.Module):
 
 
 class Transformer(LanguageModel):
-    """The flash model, runs 4 to 15 of the notebook: a pre-norm decoder whose output projection is its embedding."""
+    """The flash model, run 4 and all later ones: a pre-norm decoder whose output projection is its embedding."""
 
     def __init__(self, config, vocab_size):
         super().__init__()
@@ -205,7 +205,7 @@ class Transformer(LanguageModel):
         return super().load_state_dict(renamed, *args, **kwargs)
 
     def forward(self, idx, targets=None, cache=None):
-        start = cache[self.blocks[0].attn][0].size(1) if cache else 0  # of the first token that is not in the cache
+        start = cache[self.blocks[0].attn][0].size(1) if cache else 0  # position of the first token not in the cache
         stop = idx.size(1)
         x = self.embedding(idx[:, start:])  # (B, T, C), the residual stream
         if self.positions is not None:

@@ -28,8 +28,8 @@ def parameter_groups(model, weight_decay):
 
 
 POLYNOMIALS = {  # (a, b, c) of each step of orthogonalize
-    5: [(3.4445, -4.7750, 2.0315)] * 5,  # takes singular values from 0.002 to 1 to about 0.7 to 1.2 (Jordan et al.)
-    3: [(8.2987, -24.4305, 18.0903), (3.9152, -2.9211, 0.5592), (3.1746, -2.3804, 0.4978)],  # from 0.005: 0.5 to 1.5
+    5: [(3.4445, -4.7750, 2.0315)] * 5,  # maps singular values of 0.002 to 1 to about 0.7 to 1.2 (Jordan et al.)
+    3: [(8.2987, -24.4305, 18.0903), (3.9152, -2.9211, 0.5592), (3.1746, -2.3804, 0.4978)],  # 0.005 to 1 to 0.5 to 1.5
 }
 
 
@@ -37,8 +37,8 @@ def orthogonalize(m, steps=5, dtype=torch.bfloat16):
     """Replaces each matrix U S V' of m (N, rows, columns) by about U V': all singular values become about 1.
 
     A step is X <- a X + b (X X') X + c (X X')^2 X, which maps each singular value s to a s + b s^3 + c s^5. Five steps
-    use Muon's own polynomial each time. Three use one each: the polynomial with the smallest largest error on the range
-    of s that the step before leaves, at first 0.005 to 1 (Polar Express: Amsel et al., 2025).
+    use Muon's own polynomial each time. Three steps use a polynomial each: the one whose largest error is smallest on
+    the range of s that the step before leaves, at first 0.005 to 1 (Polar Express: Amsel et al., 2025).
 
     A GPU multiplies fastest in bfloat16. A CPU without instructions for it takes thirty times as long as in float32.
     """

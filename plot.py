@@ -3,9 +3,9 @@
     python plot.py out/best_cpu                                    losses against tokens: out/best_cpu/plot.png
     python plot.py out/mine_1 out/mine_2 out/best_cpu              several runs; the seeds of one setting form a band
     python plot.py --compare out/a_1 out/a_2 out/b_1 out/b_2       is b better than a? three seeds of each can decide
-    python plot.py --attention out/best_cpu --start="def f(x):"    which tokens the heads look at: attention.png
+    python plot.py --attention out/best_cpu --start="def f(x):"    which tokens the heads attend to: attention.png
 
-Behind a run with the settings of one of our short runs stand ours, in grey. Pictures need matplotlib.
+If a run has the settings of one of our short runs, ours are drawn behind it, in grey. Pictures need matplotlib.
 """
 
 import os
@@ -50,7 +50,7 @@ def print_curves(run):
 
 
 def attention_weights(net, ids, layer):
-    """A layer's attention weights on a text, (H, T, T): row t says how much token t looks at each token."""
+    """A layer's attention weights on a text, (H, T, T): row t says how much token t attends to each token."""
     recorded = []
 
     def recording_attention(q, k, v, dropout=0.0):
@@ -75,7 +75,7 @@ def draw_attention(folder, config, pictures):
     if len(ids) > (most := min(pictures.MOST_TOKENS, knobs.block_size)):
         sys.exit(f'start has {len(ids) - 1} tokens, expected fewer than {most}: shorten --start.')
     tokens = ['<start>', *(repr(encoding.decode([i]))[1:-1].replace(' ', '·') for i in ids[1:])]
-    title = f'{folder}, layer {layer} of {knobs.n_layer}: how much each token (row) looks at earlier ones (columns)'
+    title = f'{folder}, layer {layer} of {knobs.n_layer}: how much each token (row) attends to each (column)'
     path = Path(folder, 'attention.png')
     pictures.draw_attention(attention_weights(net, ids, layer).numpy(), tokens, title, path)
     print(path)

@@ -2,7 +2,7 @@
 
     python sample.py --out_dir=out/swiglu --start="def" --num_samples=3 --temperature=0.8 --top_k=50
 
-Where the run kept a moving average of the weights, the average writes. It needs train.py, which builds the model.
+Where the run kept a moving average of the weights, the averaged model writes. It needs train.py, for its settings.
 """
 
 from types import SimpleNamespace

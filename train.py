@@ -40,11 +40,11 @@ from sources import corpus_name
 
 # the run
 out_dir: str | None = None  # folder of the run; None: out/ + the name of the config
-init_from: Literal['scratch', 'resume', 'auto'] = 'scratch'  # 'resume': continue the run in out_dir; 'auto': if any
+init_from: Literal['scratch', 'resume', 'auto'] = 'scratch'  # 'resume': continue out_dir's run; 'auto': if there is one
 overwrite = False  # start over although out_dir holds a run, which is deleted after the new run's first checkpoint
 seed = 1  # of the initial weights, the order of the data and dropout
 eval_interval = 500  # steps between evaluations, each followed by a checkpoint; every epoch ends with one, too
-eval_iters: int | None = None  # evaluate on this many batches of the validation text; None: on all of it
+eval_iters: int | None = None  # evaluate on the first so many batches of the validation text; None: on all of it
 log_interval = 20  # steps between log lines
 # data
 dataset = 'stdlib'  # a corpus that data.py prepared, a known name, or a path, which is prepared first
@@ -85,7 +85,7 @@ dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'  # 'auto': the
 threads: int | None = None  # of a CPU; None: OMP_NUM_THREADS, or else as many as are fastest
 compile: bool | None = None  # torch.compile the model; None: on CUDA only
 
-SAVE_EVERY = 60  # seconds between checkpoints at most, whatever the evaluations
+SAVE_EVERY = 60  # seconds between checkpoints, or fewer; more only if a save takes over a twentieth of them
 
 # ---- the training step ---------------------------------------------------------------------------------------------
 
@@ -105,7 +105,8 @@ class Run:
         self.batches = Batches(corpus.train, config.batch_size, config.block_size, config.seed, self.device)
         self.step = 0  # updates done
         self.last_step = config.stop_epoch * self.batches.per_epoch if config.stop_epoch else self.total_steps(config)
-        # (loss, gradient norm) of each step: on the device until read_losses fetches them for the two means
+        # (loss, gradient norm) of each step: unread ones are on the device, until read_losses adds them to the other
+        # two lists, of which the next log line and the next evaluation print the means
         self.unread, self.since_log, self.since_evaluation = [], [], []
         self.lowest = math.inf, 0  # the lowest validation loss, and its step
         self.model = build_model(config, corpus.encoding.n_vocab).to(self.device)
@@ -147,7 +148,7 @@ class Run:
         return loss, norm
 
     def update(self, x, y, lr):
-        """Forward, backward, clipping, optimizers. A compiled step on one GPU is recorded: there lr is a tensor."""
+        """Forward, backward, clipping, optimizers. Where machine.Recorded replays this on a GPU, lr is a tensor."""
         config, n = self.config, self.config.gradient_accumulation_steps
         batch_loss = 0.0
         for i, micro_batch in enumerate(zip(x.chunk(n), y.chunk(n), strict=True)):
@@ -176,9 +177,9 @@ class Run:
     @torch.no_grad()
     def evaluate(self, model, signals=()):
         """The model's loss in nats per token over the validation tokens, or over eval_iters batches of them; the
-        processes share the work. None once a signal was caught."""
+        processes share the work. Once `signals` holds a signal that was caught, it stops and returns None."""
         config = self.config
-        # at least 4096 tokens at a time: the small batches of a short run take 1.4 times as long
+        # at least 4096 tokens at a time: with the small batches of a short run it takes 1.4 times as long
         micro_batch = config.batch_size // self.world_size // config.gradient_accumulation_steps
         sequences = max(micro_batch, 4096 // config.block_size)
         n_targets = len(self.corpus.val) - 1
@@ -217,7 +218,7 @@ def train(run, signals):
         should_evaluate = bool(run.unread or run.since_evaluation) and (finished or is_due)
         if should_evaluate:
             evaluate_and_log(run, metrics, seconds, signals)
-        # all processes stop at one step, and save at one step
+        # all processes agree on the step at which they stop, and on those at which they save
         should_save = should_evaluate or time.monotonic() > next_save
         signum, should_save = map(int, all_reduce([signals[0] if signals else 0, should_save], dist.ReduceOp.MAX))
         if should_save or signum:
@@ -244,8 +245,8 @@ def train(run, signals):
 
 
 def read_losses(run):
-    """Fetch the losses and gradient norms of the steps up to this one, means over the processes. Exits at the first
-    that is not finite, except that a scaler may skip a few gradients that are not."""
+    """Fetch the losses and gradient norms of the unread steps, as means over the processes. Exits at the first that is
+    not finite; but of gradients in float16, whose update the scaler skips, a few may be infinite."""
     if not run.unread:
         return
     rows = all_reduce(torch.stack([torch.stack(pair) for pair in run.unread])).cpu() / run.world_size
@@ -261,7 +262,7 @@ def read_losses(run):
 def exit_diverged(run, reason):
     """Exit before weights that are not finite are saved."""
     sys.exit(f'{reason}: likely float16, too short a warmup, or too high a learning_rate; '
-             f'try {run.config.learning_rate / 2}. What was saved is kept.')  # fmt: skip
+             f'try --learning_rate={run.config.learning_rate / 2}. What was saved is kept.')  # fmt: skip
 
 
 def log_step(run, metrics, seconds):
@@ -308,7 +309,7 @@ def evaluate_and_log(run, metrics, seconds, signals):
     run.lowest = min(run.lowest, (val, run.step))
     if run.step - run.lowest[1] >= 3 * run.config.eval_interval:
         print0(f'    the validation loss has not fallen below {run.lowest[0]:.2f} since step {run.lowest[1]}: if the '
-               'training loss still falls, the model learns the text by heart')  # fmt: skip
+               'training loss still falls, the model is memorising the training text')  # fmt: skip
 
 
 # ---- the program ---------------------------------------------------------------------------------------------------
@@ -385,9 +386,9 @@ def set_up(config):
     print0(f'corpus: {run.corpus.description}, {len(run.corpus.train):,} tokens, {run.batches.per_epoch:,} batches per '
            f'epoch, {run.total_steps(config):,} in all{limit}')  # fmt: skip
     if run.last_step < 100 and config.max_iters is None:
-        print0('    few steps to learn in: config/cpu.py after the config has sizes for a small text')
+        print0('    these are few steps: config/cpu.py after the config sets sizes that suit a small text')
     if (passes := run.last_step / run.batches.per_epoch) > 10:
-        print0(f'    {passes:.0f} passes over a small text, which the model will learn by heart; '
+        print0(f'    {passes:.0f} passes over a small text, which the model will memorise; '
                f'--max_iters={5 * run.batches.per_epoch} makes five')  # fmt: skip
     if config.warmup_iters >= run.last_step:
         print0(f'    warmup_iters is {config.warmup_iters}: the learning rate does not reach its peak')

@@ -4,9 +4,10 @@
     python -m results.ladder config/cpu.py --learning_rate_scale=3 --dtype=float32     as short runs, on a laptop
     python -m results.ladder config/mine.py config/swiglu.py config/cpu.py --seeds=1,2,3     some, several seeds each
 
-config/cpu.py follows every run, and so do train.py's knobs; but --learning_rate_scale is for AdamW's runs only, 2 to
-15. The same command again resumes: it skips finished runs, and continues one that was stopped from its checkpoint. A
-run that fails is reported at the end. Several ladders may run at the same time. --publish keeps numbers in results/.
+config/cpu.py and train.py's knobs apply to every run; but runs 1 and 16 to 21 and best_97m, whose learning rates need
+no factor, do without --learning_rate_scale. The same command again resumes: it skips finished runs, and continues one
+that was stopped from its checkpoint. A run that fails is reported at the end. Several of these programs may run at the
+same time. --publish keeps the numbers in results/.
 """
 
 import contextlib
@@ -38,7 +39,7 @@ prompt = 'The old man looked at me and said'  # every finished run continues it:
 publish = False  # keep the numbers in results/, to be committed, not in out/
 
 PROGRAMS = [__file__, train.__file__]  # whose knobs these are
-ADAMW = [name for name, run in RUNS.items() if 2 <= run['number'] <= 15]  # whom --learning_rate_scale is for
+ADAMW = [name for name, run in RUNS.items() if 2 <= run['number'] <= 15]  # these have the notebook's learning rates
 ONE_EPOCH = ('swiglu_18', 'swiglu_23')  # the notebook stopped these after one epoch of three, and so do we
 HANDED_ON = [signum for signum in checkpoint.STOP_SIGNALS if signum.name not in ('SIGINT', 'SIGHUP')]
 STOPPED = [128 + signum for signum in checkpoint.STOP_SIGNALS]  # the exit status of a run that was told to stop
@@ -125,7 +126,7 @@ def holds(path, results, run):
 
 
 def add_run(path, setup, run=None):
-    """Add a run to a results file, which begins with its setup; returns what the file holds. Several ladders may do so
+    """Add a run to a results file, which begins with its setup; returns what the file holds. Several programs may do so
     at the same time: it is read again under a lock. Exits if its runs are of another setup."""
     with open(path.with_suffix('.lock'), 'w', encoding='utf-8') as lock:
         with contextlib.suppress(ImportError, OSError):  # Windows, some network file systems: there is no lock
@@ -206,7 +207,7 @@ def main():
         sys.exit(f'seeds is {c.seeds!r}, expected whole numbers with commas between them: --seeds=1,2,3')
     own = [flag for name, flag in given.items() if name in ('seed', 'out_dir', 'init_from', 'overwrite')]
     if own or c.max_iters == 0:
-        sys.exit(f'{" ".join(own) or "--max_iters=0"} is not for the ladder: leave it out.')
+        sys.exit(f'{" ".join(own) or "--max_iters=0"} is not for results.ladder: leave it out.')
     flags = [*overlays, *(flag for name, flag in given.items() if name not in read_knobs(__file__))]
     path = train_all(c, configs, flags)
     print(f'\n{compare_with_published(read(path), read(RESULTS / path.name))}')

@@ -147,8 +147,8 @@ def draw_curves(series, behind, path):
 
 
 def draw_attention(weights, tokens, title, path):
-    """The weights (H, T, T) of attention heads side by side: row t says how much token t looks at each token. Grey is
-    its future, at which it cannot look."""
+    """The weights (H, T, T) of attention heads side by side: row t says how much token t attends to each token. Its
+    future, to which it cannot attend, is grey."""
     columns = min(3, len(weights))
     rows = -(-len(weights) // columns)
     figure = Figure(figsize=(9, 9 / columns * rows + 0.8), layout='constrained', facecolor='white')

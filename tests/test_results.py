@@ -284,7 +284,7 @@ def test_a_run_that_was_stopped_or_killed_resumes(climb, monkeypatch):
 
 @pytest.mark.parametrize('flag, words', [
     ('--seeds=1,x', "seeds is '1,x'"), ('--seeds=²', "seeds is '²'"), ('--dtype=foo', "dtype is 'foo', expected"),
-    ('--max_iters=0', 'max_iters=0 is not for the ladder'), ('--seed=3', '--seed=3 is not for the ladder'),
+    ('--max_iters=0', 'max_iters=0 is not for results.ladder'), ('--seed=3', '--seed=3 is not for results.ladder'),
 ])  # fmt: skip
 def test_bad_knobs_are_refused(climb, flag, words):
     status, _, _ = climb(flag)

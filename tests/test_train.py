@@ -289,7 +289,7 @@ def test_many_passes_over_a_small_text_are_said(run):
     per_epoch = int(re.search(r'(\d+) batches per epoch', run('--out_dir=out/passes')).group(1))
     for max_iters, said in ((10 * per_epoch, False), (11 * per_epoch, True)):
         out = run('--out_dir=out/passes', f'--max_iters={max_iters}', '--overwrite', stop_at=1)
-        assert (f' 11 passes over a small text, which the model will learn by heart; --max_iters={5 * per_epoch} '
+        assert (f' 11 passes over a small text, which the model will memorise; --max_iters={5 * per_epoch} '
                 in out) == said  # fmt: skip
 
 
