@@ -125,7 +125,7 @@ def conclusions_table(full, short, bench):
         lines.append(
             [claim['number'], claim['conclusion'], f'`{config}`, `{other}`', claim['notebook'], *cells, decided]
         )
-    return markdown(['#', 'the notebook concludes', 'of', 'it measured', 'full size', 'short run', 'verdict'], lines)
+    return markdown(['#', 'the notebook concludes', 'configs', 'notebook', 'full size', 'short run', 'verdict'], lines)
 
 
 def notebook_table():
