@@ -17,7 +17,7 @@ A word that was not in the text is spelled by the same merges, in the order in w
     >>> [tokens[i] for i in make_encoding(tokens).encode('lowest')]
     [b'low', b'est']
 
-Rewrite merge or learn_bpe yourself; `python -m pytest tests -k bpe` judges your version.
+Rewrite merge or learn_bpe yourself; `python -m pytest tests/test_bpe.py -x` judges your version.
 """
 
 import base64

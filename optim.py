@@ -12,11 +12,11 @@ LAYERS = ('blocks.', 'encoder.')  # in either model, the names of the layers' pa
 
 
 def parameter_groups(model, weight_decay):
-    """Three groups that hold every trainable parameter once: hidden weight matrices; embeddings and output head (and
-    learned positions); biases and norm gains. Raises AssertionError with the names of parameters that fit none.
+    """Three groups, {'params': [...], 'weight_decay': ...}, that hold every trainable parameter once: hidden weight
+    matrices; embeddings and output head (and learned positions); biases and norm gains. Raises AssertionError with the
+    names of parameters that fit none.
 
-    The first two decay: smaller weights memorise less. Decaying biases and gains regularises nothing.
-    """
+    The first two decay: smaller weights memorise less. Decaying biases and gains regularises nothing."""
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     hidden = {name: p for name, p in params.items() if p.dim() == 2 and name.startswith(LAYERS)}
     embeddings = {name: p for name, p in params.items() if p.dim() == 2 and name not in hidden}

@@ -1,6 +1,6 @@
 """bpe.py against a replay that counts every pair anew, and against tiktoken. Judges your own merge and learn_bpe, too:
 
-python -m pytest tests -k bpe
+python -m pytest tests/test_bpe.py -x
 """
 
 import builtins
@@ -15,6 +15,7 @@ from tiktoken import _educational as educational
 from tiktoken_ext.openai_public import r50k_pat_str
 
 import bpe
+from test_model import exercise
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,9 @@ import bpe
         ([300, 7, 300, 7], (300, 7), [256, 256]),
     ],
 )
+@exercise
 def test_merge(ids, pair, expected):
+    """merge should put new_id in place of each occurrence of the pair, from left to right."""
     merged = bpe.merge(list(ids), pair, 256)
     assert merged == expected, f'merge({ids}, {pair}, 256) gave {merged}, expected {expected}'
 
@@ -53,7 +56,8 @@ def check_merges(words, merges):
         first, second = min(counts, key=lambda pair: (-counts[pair], expected.index(pair[0]), expected.index(pair[1])))
         got = tokens[len(expected)] if len(tokens) > len(expected) else 'no token'
         ties = list(counts.values()).count(counts[first, second]) - 1
-        reason = f'{first} + {second} occurs {counts[first, second]} times, like {ties} other pairs of higher ids'
+        rank = f'like {ties} more with higher ids' if ties else 'more often than any other pair'
+        reason = f'{first} + {second} occurs {counts[first, second]} times, {rank}'
         assert got == first + second, f'merge {n} of {words}: {reason}; expected {first + second}, got {got}'
         expected.append(first + second)
         for spelling in spellings.values():
@@ -76,17 +80,25 @@ def check_merges(words, merges):
         ({}, 3),
     ],
 )
+@exercise
 def test_learn_bpe_merges_the_most_frequent_pair(words, merges):
+    """Each merge should make a token of the pair of neighbouring tokens that occurs most often inside words. Of pairs
+    that occur equally often it should take the one with the lower first id, then the one with the lower second id."""
     check_merges(words, merges)
 
 
+@exercise
 def test_learn_bpe_on_random_words():
+    """The same for 100 times 9 random words, which often have a tie."""
     rng = random.Random(0)
     for _ in range(100):
         check_merges({''.join(rng.choices('aabcé', k=rng.randint(1, 12))): rng.randint(1, 5) for _ in range(9)}, 25)
 
 
+@exercise
 def test_learn_bpe_is_tiktokens_where_no_pair_ties(monkeypatch):
+    """The tokens should be those that tiktoken's own, slow training learns."""
+
     def one_max(stats, key):
         first, second = sorted(map(key, stats), reverse=True)[:2]
         assert first > second, 'a tie'

@@ -1,20 +1,21 @@
 """optim.py against formulas worked out by hand, torch's own Muon and its averaging.
 
-python -m pytest tests/test_optim.py -k learning_rate   one idea: groups, orthogonalize, muon, learning_rate, average
+python -m pytest tests/test_optim.py -x -k learning_rate   one idea: groups, orthogonalize, muon, learning_rate, average
 """
 
 import collections
 import copy
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import optim
 from model import build_model
 from optim import Muon, create_optimizers, learning_rate_at, orthogonalize, parameter_groups, update_average
+from test_model import configure, exercise
 
 
 def net():
@@ -28,27 +29,47 @@ def rate(step, **changes):
     return learning_rate_at(step, **(knobs | changes))
 
 
+@exercise
 def test_parameter_groups_decay_weights_but_not_biases_and_gains():
+    """There should be three groups, {'params': [...], 'weight_decay': ...}: hidden weight matrices (their names begin
+    with one of LAYERS), other matrices, biases with norm gains. Only the last should not decay."""
     model = net()
     names = {p: name for name, p in model.named_parameters()}
-    groups = [[names[p] for p in group['params']] for group in parameter_groups(model, 0.1)]
-    expected = [['blocks.weight'], ['embedding.weight'], ['norm.weight', 'norm.bias', 'blocks.bias']]
+    groups = [sorted(names[p] for p in group['params']) for group in parameter_groups(model, 0.1)]
+    expected = [['blocks.weight'], ['embedding.weight'], ['blocks.bias', 'norm.bias', 'norm.weight']]
     assert groups == expected, f'the groups are {groups}, expected {expected}'
     decays = [group['weight_decay'] for group in parameter_groups(model, 0.1)]
-    assert decays == [0.1, 0.1, 0.0], f'the groups decay by {decays}, expected 0.1, 0.1 and 0: not biases and gains'
+    assert decays == [0.1, 0.1, 0.0], f'the groups decay by {decays}, expected 0.1, 0.1 and 0'
 
 
+@pytest.mark.parametrize('kind', ['flash', 'torch'])
+@exercise
+def test_parameter_groups_of_both_models(kind):
+    """The first group should hold all matrices whose names begin with one of LAYERS, in either model. The second should
+    hold the others: embedding, learned positions, the PyTorch model's output head."""
+    model = build_model(configure(model=kind, position='learned', n_layer=2, n_embd=8, n_head=2), 9)
+    hidden, others, _ = ([list(p.shape) for p in group['params']] for group in parameter_groups(model, 0.1))
+    assert len(hidden) == 2 * 4, f'the first group has matrices {hidden}, expected 4 of each of 2 layers'
+    expected = [[16, 8], [16, 8]] if kind == 'flash' else [[9, 8], [9, 8]]
+    assert others == expected, f'the second group has matrices {others}, expected {expected}'
+
+
+@exercise
 def test_parameter_groups_name_a_parameter_that_fits_none():
+    """A parameter that is neither a matrix nor a vector should be named in an AssertionError."""
     model = net()
     model.register_parameter('cube', nn.Parameter(torch.zeros(2, 2, 2)))
     with pytest.raises(AssertionError, match='cube'):
         parameter_groups(model, 0.1)
 
 
+@exercise
 def test_parameter_groups_leave_frozen_parameters_out():
+    """A parameter that is not trained (requires_grad is False) should be in no group."""
     model = net()
     model[0].weight.requires_grad_(False)
-    assert sum(len(group['params']) for group in parameter_groups(model, 0.1)) == 4
+    sizes = [len(group['params']) for group in parameter_groups(model, 0.1)]
+    assert sizes == [1, 0, 3], f'without the embedding the groups hold {sizes} parameters, expected 1, 0 and 3'
 
 
 @pytest.mark.parametrize(('name', 'decay'), [('sgd', 0.0), ('adamw', 0.0), ('adamw', 0.1)])
@@ -127,19 +148,33 @@ def test_muon_is_torchs():
 
 @pytest.mark.parametrize(('steps', 'low', 'high'), [(5, 0.6, 1.3), (3, 0.5, 1.5)])
 @pytest.mark.parametrize('shape', [(30, 50), (50, 30)])
+@exercise
 def test_orthogonalize_brings_singular_values_near_1(steps, low, high, shape):
-    """U S V' becomes about U V', by torch's SVD, for singular values from 0.006 of the matrix's norm up."""
+    """Each matrix U S V' should become about U V', be its numbers large or small: singular values become about 1, the
+    singular vectors stay. (They are torch's. The smallest value is 0.006 of the matrix's norm.)"""
     torch.manual_seed(0)
     u, _, v = torch.linalg.svd(torch.randn(7, *shape), full_matrices=False)
-    s = torch.logspace(-1.9, 0, 30)
+    s = torch.logspace(-1.9, 0, 30) * torch.logspace(-3, 3, 7)[:, None, None]
     x = orthogonalize(u * s @ v, steps, torch.float32)
     assert x.shape == (7, *shape), f'the result has the shape {tuple(x.shape)}, expected {(7, *shape)}'
     found = u.mT @ x @ v.mT
     values = found.diagonal(dim1=1, dim2=2)
-    message = f'singular values become {values.min():.2f} to {values.max():.2f}, expected {low} to {high}'
-    assert low < values.min() and values.max() < high, message
-    rest = (found - values.diag_embed()).abs().max()
+    lowest, highest = values.min().item(), values.max().item()
+    message = f'singular values become {lowest:.2f} to {highest:.2f}, expected {low} to {high}'
+    assert low < lowest and highest < high, message
+    rest = (found - values.diag_embed()).abs().max().item()
     assert rest < 1e-3, f"U' X V has entries of {rest:.2g} off its diagonal, expected 0: the singular vectors change"
+
+
+@pytest.mark.parametrize('shape', [(20, 80), (80, 20)])
+@exercise
+def test_orthogonalize_multiplies_small_matrices(shape):
+    """A step should cost a few products with a matrix of 20 x 20, X X'. For that, X must have 20 rows and 80 columns: a
+    tall m is transposed first, and the result transposed back."""
+    with FlopCounterMode(display=False) as counter:
+        orthogonalize(torch.randn(1, *shape), dtype=torch.float32)
+    found, limit = counter.get_total_flops(), 5 * 4 * (2 * 20 * 20 * 80)  # 5 steps of 4 products
+    assert found <= limit, f'{found:,} operations for a matrix of {shape}, expected at most {limit:,}'
 
 
 def test_each_of_the_three_polynomials_is_the_best_of_its_kind():
@@ -156,18 +191,10 @@ def test_each_of_the_three_polynomials_is_the_best_of_its_kind():
     assert worst < 0.5
 
 
-@pytest.mark.parametrize('model', ['flash', 'torch'])
-def test_muon_takes_the_blocks_matrices_and_nothing_else(model):
-    sizes = dict(model=model, seed=0, block_size=8, n_layer=2, n_head=2, n_embd=8, d_ff=12, dropout=0.0)
-    words = dict(activation='swiglu', position='learned', attention='sdpa')
-    switches = dict(embedding_norm=True, head_gate=False, value_residual=False)
-    net = build_model(SimpleNamespace(**sizes, **words, **switches), 9)
-    muon, adamw = create_optimizers(net, 'muon', 0.01, 0.1)
-    assert len(muon.param_groups[0]['params']) == 2 * 4
-    assert {p.size(0) for p in adamw.param_groups[0]['params']} <= {8, 9, 16}  # positions, head, embedding
-
-
+@exercise
 def test_learning_rate_falls_by_half_a_cosine_to_the_floor():
+    """After the warmup the learning rate should fall from peak to floor in half a cosine: floor is reached at step
+    total_steps, and stays."""
     for warmup_iters, floor in ((0, 0.0), (10, 0.2)):
         for step in range(warmup_iters, 120):
             share = min(1, (step - warmup_iters) / (100 - warmup_iters))
@@ -178,20 +205,29 @@ def test_learning_rate_falls_by_half_a_cosine_to_the_floor():
     assert rate(100) == rate(1000) == 0.0
 
 
-def test_learning_rate_rises_in_equal_steps_and_meets_the_peak():
-    rates, expected = [rate(step, warmup_iters=4) for step in range(5)], [0.2, 0.4, 0.6, 0.8, 1.0]
-    assert rates == pytest.approx(expected), f'a warmup of 4 steps, then the peak: {rates}, expected {expected}'
-    assert rate(4, warmup_iters=4, schedule='constant') == 1.0
-    assert rate(10**6, warmup_iters=4, schedule='constant') == 1.0
+@pytest.mark.parametrize('schedule', ['cosine', 'constant'])
+@exercise
+def test_learning_rate_rises_in_equal_steps_and_meets_the_peak(schedule):
+    """A warmup of 4 steps should be 1/5, 2/5, 3/5 and 4/5 of peak. Then comes peak itself, for good if the schedule is
+    'constant'."""
+    found, expected = [rate(step, warmup_iters=4, schedule=schedule) for step in range(5)], [0.2, 0.4, 0.6, 0.8, 1.0]
+    assert found == pytest.approx(expected), f'steps 0 to 4 have {found}, expected {expected}'
+    later = rate(10**6, warmup_iters=4, schedule=schedule)
+    assert schedule == 'cosine' or later == 1.0, f'step 1,000,000 has {later}, expected 1'
 
 
 @pytest.mark.parametrize('total_steps', [0, 1, 3, 4])
+@exercise
 def test_learning_rate_of_runs_shorter_than_their_warmup(total_steps):
-    assert all(0 <= rate(step, warmup_iters=4, total_steps=total_steps) <= 1 for step in range(8))
+    """A run may end before its warmup of 4 steps does. All learning rates should be between 0 and peak (here 1)."""
+    rates = [rate(step, warmup_iters=4, total_steps=total_steps) for step in range(8)]
+    assert min(rates) >= 0 and max(rates) <= 1, f'a run of {total_steps} steps has {rates}'
 
 
+@exercise
 def test_average_is_the_closed_form():
-    """Scalars 1, 2, 3, ...: the average is the sum of each weight times the product of the decays that follow it."""
+    """The average should be d average + (1 - d) weights, with d = min(decay, (1 + n) / (10 + n)), and after the first
+    update, n = 0, a copy of the weights. (Each weight's share in it is multiplied by all the d that follow.)"""
     model = nn.Linear(1, 1, bias=False)
     average = copy.deepcopy(model)
     shares = []  # of each value in the average
@@ -205,7 +241,9 @@ def test_average_is_the_closed_form():
         assert found == pytest.approx(expected), message
 
 
+@exercise
 def test_average_equals_torchs_own_once_its_decay_is_constant():
+    """All parameters should be averaged, as torch.optim.swa_utils does it, and the model itself stay as it is."""
     torch.manual_seed(0)
     model = net()
     ours = copy.deepcopy(model)
