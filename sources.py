@@ -6,6 +6,7 @@ training, and writes both as tokens. Nothing here is needed to understand traini
 
 import collections
 import contextlib
+import glob
 import hashlib
 import itertools
 import json
@@ -224,9 +225,10 @@ def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
             if not overwrite and is_up_to_date(folder, source, command):
                 return name
             print(f'preparing {folder} from {place}', file=sys.stderr)
-            for old in ROOT.glob(f'.preparing-{name}-*'):
+            prefix = f'.preparing-{name}.'  # a point, which no name has: not the scratch of NAME-gpt2
+            for old in ROOT.glob(f'{glob.escape(prefix)}*'):
                 shutil.rmtree(old)  # of a preparation that was killed, since this one is locked
-            with tempfile.TemporaryDirectory(prefix=f'.preparing-{name}-', dir=ROOT) as scratch:
+            with tempfile.TemporaryDirectory(prefix=prefix, dir=ROOT) as scratch:
                 files = {} if is_url(place) else find_files(Path(place))
                 meta = {'source': source_id(source), 'errors': errors, 'fingerprint': fingerprint(files)}
                 if source == 'stdlib':
@@ -255,10 +257,9 @@ def write_corpus(folder, scratch, files, encoding, meta):
     for name, texts in (('train', train), ('val', val)):
         meta[name] = write_tokens(corpus / f'{name}.bin', texts, encoder)
         print(f'{folder}: {meta[name]["tokens"]:,} tokens in {name}.bin', file=sys.stderr)
-    n_bytes = meta['train']['bytes'] + meta['val']['bytes']
-    if not n_bytes:
-        raise ValueError('it holds no text')
-    share = meta['val']['bytes'] / n_bytes
+    if not meta['val']['bytes']:
+        raise ValueError('it holds no text for validation')
+    share = meta['val']['bytes'] / (meta['train']['bytes'] + meta['val']['bytes'])
     much = ', more than half' if share > 0.5 else ''
     few = ', too few for an exact loss' if share < 0.01 or meta['val']['tokens'] < 1000 else ''
     print(f'{folder}: held out for validation: {why}; {share:.1%} of the text{much}{few}', file=sys.stderr)
