@@ -17,9 +17,8 @@ import zipfile
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
-from machine import all_reduce, rank_and_world_size
+from machine import check_same, rank_and_world_size
 
 # knobs that a resumed run must keep, or it would be another run
 FIXED = ('model n_layer n_head n_embd d_ff block_size activation position embedding_norm head_gate '
@@ -55,9 +54,7 @@ def identity(corpus):
 def compare_corpora(corpus):
     """Exit if the processes, which may run on several machines, have different corpora."""
     digest = int(hashlib.sha256(repr(identity(corpus)).encode()).hexdigest()[:15], 16)
-    if all_reduce(digest, dist.ReduceOp.MIN) != all_reduce(digest, dist.ReduceOp.MAX):
-        other = f'{corpus.folder} is not the same on all machines: copy it from one of them to the others.'
-        sys.exit(other if rank_and_world_size()[0] == 0 else 1)
+    check_same(digest, f'{corpus.folder} is not the same on all machines: copy it from one of them to the others.')
 
 
 def is_finite(run):

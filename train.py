@@ -273,10 +273,11 @@ def log_step(run, metrics, seconds):
            f'| loss {loss:6.3f} | gradient norm {norm:5.2f}')  # fmt: skip
     checkpoint.record(metrics, step=run.step, epoch=epoch + 1, lr=run.lr, ms_per_batch=ms, loss=loss, grad_norm=norm)
     run.since_log = []
-    minutes = (run.last_step - run.step) * statistics.median(seconds) / 60
-    is_long = run.config.batch_size * run.config.block_size > 768 and minutes > 15
-    if run.device.type == 'cpu' and run.step == run.config.log_interval and is_long:
-        print0(f'    about {minutes:.0f} minutes left; config/cpu.py after the config makes it a short run')
+    is_first = run.step == run.config.log_interval
+    if is_first and run.device.type == 'cpu' and run.config.batch_size * run.config.block_size > 768:
+        minutes = (run.last_step - run.step) * statistics.median(seconds) / 60
+        if minutes > 15:
+            print0(f'    about {minutes:.0f} minutes left; config/cpu.py after the config makes it a short run')
 
 
 def evaluate_and_log(run, metrics, seconds, signals):
@@ -394,7 +395,8 @@ def set_up(config):
     if saved:
         for change in checkpoint.restore(run, saved):
             print0(f'resume: {change}')
-        before, now = run.learning_rate(SimpleNamespace(**saved['knobs'])), run.learning_rate(config)
+        old = SimpleNamespace(**vars(config) | saved['knobs'])  # an older version may lack a knob
+        before, now = run.learning_rate(old), run.learning_rate(config)
         if run.step < run.last_step and not math.isclose(before, now, rel_tol=0.01):
             print0(f'resume: the learning rate jumps from {before:.2e} to {now:.2e}, since its schedule has changed')
         print0(f'resumed at step {run.step} of {run.last_step}')

@@ -771,6 +771,21 @@ def test_processes_whose_corpora_differ_are_refused(together, tmp_path):
     assert not Path('out/differs/ckpt.pt').exists()
 
 
+def go_where_the_run_is_not(folder):
+    """Let the second process run where data/ is the same, but not out/."""
+    if os.environ['RANK'] == '1':
+        Path(folder, 'data').symlink_to(Path('data').resolve())
+        os.chdir(folder)
+
+
+def test_processes_of_which_one_has_no_run_to_resume_are_refused(run, together, tmp_path):
+    """With --init_from=auto it would start over, beside one that goes on."""
+    run('--out_dir=out/elsewhere', '--max_iters=5')
+    prepare = go_where_the_run_is_not, str(tmp_path)
+    text = together(2, '--out_dir=out/elsewhere', '--init_from=auto', prepare=prepare, code=1)
+    assert refused(text).startswith('out/elsewhere does not hold the same run on all machines: ')
+
+
 def test_the_command_to_continue_on_several_machines(monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['train.py', 'config/swiglu.py'])
     for name, value in {'RANK': 0, 'WORLD_SIZE': 8, 'LOCAL_WORLD_SIZE': 4, 'MASTER_ADDR': 'first.example'}.items():
