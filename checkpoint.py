@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from configurator import configure
 from machine import check_same, rank_and_world_size
 
 # knobs that a resumed run must keep, or it would be another run
@@ -116,7 +117,8 @@ def load(out_dir):
         state = torch.load(path, map_location='cpu', weights_only=True)
         if 'vocabulary' not in state:  # nanoGPT's checkpoints have the same name
             raise ValueError('it holds no vocabulary')
-        return state
+        defaults, _ = configure([Path(__file__).with_name('train.py')], [])  # of knobs newer than the checkpoint
+        return state | {'knobs': vars(defaults) | state['knobs']}
     except OSError as error:
         runs = ', '.join(sorted(str(file.parent) for file in path.parent.parent.glob('*/ckpt.pt'))) or 'none'
         sys.exit(f'{path} cannot be read: {error.strerror}. Existing runs: {runs}.')

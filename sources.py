@@ -66,7 +66,7 @@ def find_prepared(dataset):
     """NAME if `dataset` is NAME or a path of data/NAME and that corpus exists; otherwise None."""
     name = Path(dataset).name
     in_root = dataset == name or Path(dataset).resolve().parent == ROOT.resolve()
-    with locked(name, shared=True):
+    with locked(ROOT / name, shared=True):
         return name if in_root and (ROOT / name / 'meta.json').exists() else None
 
 
@@ -194,18 +194,19 @@ def is_up_to_date(folder, source, command):
 
 
 @contextlib.contextmanager
-def locked(name, shared=False):
-    """Waits while another program prepares data/NAME, and lets others do so only afterwards. shared: for reading."""
+def locked(path, shared=False):
+    """Waits while another program writes this file or folder, and lets others do so only afterwards. shared: for
+    reading."""
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(ImportError, OSError):  # Windows, some network file systems, no such corpus
+        with contextlib.suppress(ImportError, OSError):  # Windows, some network file systems, nothing to be read
             import fcntl
 
-            lock = stack.enter_context(open(ROOT / f'.{name}.lock', 'r' if shared else 'a'))
+            lock = stack.enter_context(open(path.with_name(f'.{path.name}.lock'), 'r' if shared else 'a'))
             how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
             try:
                 fcntl.flock(lock, how | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f'waiting for another program that prepares {ROOT / name}', file=sys.stderr)
+                print(f'waiting for another program that writes {path}', file=sys.stderr)
                 fcntl.flock(lock, how)
         yield
 
@@ -220,7 +221,7 @@ def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
     check_source(source, place, name)
     try:
         ROOT.mkdir(exist_ok=True)
-        with locked(name):
+        with locked(folder):
             command = command_again({'source': source, 'encoding': encoding, 'errors': errors})
             if not overwrite and is_up_to_date(folder, source, command):
                 return name

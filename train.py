@@ -395,8 +395,7 @@ def set_up(config):
     if saved:
         for change in checkpoint.restore(run, saved):
             print0(f'resume: {change}')
-        old = SimpleNamespace(**vars(config) | saved['knobs'])  # an older version may lack a knob
-        before, now = run.learning_rate(old), run.learning_rate(config)
+        before, now = run.learning_rate(SimpleNamespace(**saved['knobs'])), run.learning_rate(config)
         if run.step < run.last_step and not math.isclose(before, now, rel_tol=0.01):
             print0(f'resume: the learning rate jumps from {before:.2e} to {now:.2e}, since its schedule has changed')
         print0(f'resumed at step {run.step} of {run.last_step}')
