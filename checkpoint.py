@@ -68,11 +68,11 @@ def is_finite(run):
 def restore(run, saved):
     """Load a saved state into a run; returns a text for each knob that differs. Exits if that makes it another run."""
     old, new = saved['knobs'], vars(run.config)  # knobs
-    current = capture_state(run)
+    current = identity(run.corpus)
     changed = {knob: f'{knob} was {old[knob]!r}, now {new.get(knob)!r}' for knob in old if old[knob] != new.get(knob)}
     refused = [change for knob, change in changed.items() if knob in FIXED]
     # checkpoints of older versions lack the validation text
-    refused += [f'another {name}' for name in identity(run.corpus) if saved.get(name, current[name]) != current[name]]
+    refused += [f'another {name}' for name in current if saved.get(name, current[name]) != current[name]]
     if refused:
         sys.exit(f'cannot resume: {"; ".join(refused)}. Use the command of the first run, or another --out_dir.')
     run.model.load_state_dict(saved['model'])

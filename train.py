@@ -218,7 +218,7 @@ def train(run, signals):
         if should_evaluate:
             evaluate_and_log(run, metrics, seconds, signals)
         # all processes stop at one step, and save at one step
-        should_save = should_evaluate or time.monotonic() > next_save
+        should_save = should_evaluate or is_master and time.monotonic() > next_save
         signum, should_save = map(int, all_reduce([signals[0] if signals else 0, should_save], dist.ReduceOp.MAX))
         if should_save or signum:
             read_losses(run)

@@ -725,6 +725,25 @@ def test_no_process_leaves_before_the_others(together):
     together(2, '--out_dir=out/last', prepare=(look_whether_the_sample_is_there,))
 
 
+def save_at_every_step_of_the_second_process():
+    """It alone finds that a minute has passed. Each save of the first is a line of a file."""
+    save = train.checkpoint.save
+
+    def save_and_tell(*arguments):
+        with open('out/saves', 'a') as file:
+            file.write('saved\n')
+        save(*arguments)
+
+    train.checkpoint.save = save_and_tell
+    train.SAVE_EVERY = -1 if os.environ['RANK'] == '1' else 3600
+
+
+def test_the_process_that_saves_says_when(together):
+    """It alone knows how long that takes, of which it makes 5 % of the time at most."""
+    together(2, '--out_dir=out/says_when', prepare=(save_at_every_step_of_the_second_process,))
+    assert Path('out/saves').read_text() == 'saved\n'
+
+
 def test_resuming_with_one_two_and_one_process(run, together):
     """Four steps alone, three by two processes, the rest alone: the weights of ten steps alone."""
     constant = '--lr_schedule=constant'  # so that max_iters may change on the way
