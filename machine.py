@@ -183,6 +183,7 @@ def compile_model(model, x, y, config):
     config.compile = on_cuda if asked is None else asked
     if not config.compile:
         return
+    torch.compiler.set_stance('default')  # another model of this process may have failed, in bench.py
     model.compile(dynamic=False)
     try:
         with autocast(config):
