@@ -103,6 +103,8 @@ def variants_of(name, config):
     if not config.compare:
         return {name: []}
     knob, _, listed = config.compare.partition('=')
+    if knob in ('device', 'threads'):
+        sys.exit(f'--compare={knob}: all that are compared run in one process and have one {knob}: time each by itself')
     _, allowed, _ = read_knobs(train.__file__).get(knob, (None, (), ''))
     choices = ['False', 'True'] if bool in allowed else [one for one in allowed if isinstance(one, str)]
     values = listed.split(',') if listed else [value for value in choices if value != 'auto']
@@ -112,14 +114,15 @@ def variants_of(name, config):
 
 
 def build_runs(variants, files, flags):
-    """{name: its Run} for the variants that can run, in the dtype of the first; says of the others why they cannot."""
+    """{name: its Run} for the variants that can run, with what the first chose; says of the others why they cannot."""
     runs = {}
     for name, changes in variants.items():
         try:
             config, _ = configure(PROGRAMS, [*files, *flags, *changes])
             train.check_knobs(config)  # one by one: the knobs of several configs need not fit together
             runs[name] = build_run(config)
-            flags.append(f'--dtype={config.dtype}')  # a table has one dtype, unless dtypes are compared
+            # a table has one dtype, unless dtypes are compared, and one number of threads, which is the process's
+            flags += [f'--dtype={config.dtype}', f'--threads={config.threads}']
         except (SystemExit, RuntimeError, MemoryError) as error:
             reason = str(error).splitlines()[0] if str(error) and 'alloc' not in str(error) else 'out of memory'
             print(f'{name} is left out: {reason}', file=sys.stderr)

@@ -17,9 +17,9 @@ import zipfile
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
-from machine import all_reduce, rank_and_world_size
+from configurator import configure
+from machine import check_same, rank_and_world_size
 
 # knobs that a resumed run must keep, or it would be another run
 FIXED = ('model n_layer n_head n_embd d_ff block_size activation position embedding_norm head_gate '
@@ -55,9 +55,7 @@ def identity(corpus):
 def compare_corpora(corpus):
     """Exit if the processes, which may run on several machines, have different corpora."""
     digest = int(hashlib.sha256(repr(identity(corpus)).encode()).hexdigest()[:15], 16)
-    if all_reduce(digest, dist.ReduceOp.MIN) != all_reduce(digest, dist.ReduceOp.MAX):
-        other = f'{corpus.folder} is not the same on all machines: copy it from one of them to the others.'
-        sys.exit(other if rank_and_world_size()[0] == 0 else 1)
+    check_same(digest, f'{corpus.folder} is not the same on all machines: copy it from one of them to the others.')
 
 
 def is_finite(run):
@@ -70,11 +68,11 @@ def is_finite(run):
 def restore(run, saved):
     """Load a saved state into a run; returns a text for each knob that differs. Exits if that makes it another run."""
     old, new = saved['knobs'], vars(run.config)  # knobs
-    current = capture_state(run)
+    current = identity(run.corpus)
     changed = {knob: f'{knob} was {old[knob]!r}, now {new.get(knob)!r}' for knob in old if old[knob] != new.get(knob)}
     refused = [change for knob, change in changed.items() if knob in FIXED]
     # checkpoints of older versions lack the validation text
-    refused += [f'another {name}' for name in identity(run.corpus) if saved.get(name, current[name]) != current[name]]
+    refused += [f'another {name}' for name in current if saved.get(name, current[name]) != current[name]]
     if refused:
         sys.exit(f'cannot resume: {"; ".join(refused)}. Use the command of the first run, or another --out_dir.')
     run.model.load_state_dict(saved['model'])
@@ -119,7 +117,8 @@ def load(out_dir):
         state = torch.load(path, map_location='cpu', weights_only=True)
         if 'vocabulary' not in state:  # nanoGPT's checkpoints have the same name
             raise ValueError('it holds no vocabulary')
-        return state
+        defaults, _ = configure([Path(__file__).with_name('train.py')], [])  # of knobs newer than the checkpoint
+        return state | {'knobs': vars(defaults) | state['knobs']}
     except OSError as error:
         runs = ', '.join(sorted(str(file.parent) for file in path.parent.parent.glob('*/ckpt.pt'))) or 'none'
         sys.exit(f'{path} cannot be read: {error.strerror}. Existing runs: {runs}.')

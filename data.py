@@ -28,7 +28,7 @@ class Corpus:
 
     def __init__(self, name):
         self.folder = ROOT / name
-        with locked(name, shared=True):
+        with locked(self.folder, shared=True):
             self.meta = read_meta(self.folder)
             # mapped copy-on-write: torch warns about memory that is read-only
             self.train, self.val = (

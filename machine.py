@@ -34,6 +34,8 @@ def choose_machine(config, saved=None):
             torch.backends.cuda.enable_cudnn_sdp(not config.dropout)
     if 'RANK' in os.environ:
         join_processes(device)
+    other_run = f'{config.out_dir} does not hold the same run on all machines: copy it from the first to the others.'
+    check_same(saved['step'] if saved else 0, other_run)
     kept = saved['knobs'] if saved else {}
     why_dtype = why_cpu = ''
     if device.type == 'cpu':
@@ -73,8 +75,10 @@ def choose_device(name):
 def choose_products(config, kept):
     """Choose which library multiplies float32 matrices on this CPU: MKL, PyTorch's default, or oneDNN, which it takes
     if it may compute with 'medium' precision. Returns a text on the choice, or ''."""
-    speedup = onednn_speedup()
-    config.products = kept.get('products', 'medium' if speedup > 1.2 else 'highest')
+    speedup = float(all_reduce(onednn_speedup(), dist.ReduceOp.MIN))  # 0 where it is not as exact in each process
+    config.products = 'medium' if speedup > 1.2 else 'highest'
+    if kept.get('device') == 'cpu' and speedup:
+        config.products = kept.get('products', 'highest')  # runs of older versions have MKL's
     torch.set_float32_matmul_precision(config.products)
     return f', float32 products by oneDNN ({speedup:.1f} times as fast here)' if config.products == 'medium' else ''
 
@@ -98,7 +102,8 @@ def choose_threads(config, kept):
     """Choose how many threads compute, where neither the knob nor OMP_NUM_THREADS says so: all that torch would take,
     unless half of them or one is much faster, as on a machine with other work. Returns a text on the choice, or ''."""
     most = torch.get_num_threads()
-    asked = config.threads or (most if 'OMP_NUM_THREADS' in os.environ else kept.get('threads'))
+    before = kept and min(kept.get('threads') or most, most)  # this computer may have fewer
+    asked = config.threads or (most if 'OMP_NUM_THREADS' in os.environ else before)
     counts = [asked] if asked else dict.fromkeys((most, max(1, most // 2), 1))
     dtype = 'float32' if config.dtype == 'auto' else config.dtype
     seconds = {n: s for (_, n), s in time_two_layers(config, [(dtype, n) for n in counts]).items()}
@@ -178,6 +183,7 @@ def compile_model(model, x, y, config):
     config.compile = on_cuda if asked is None else asked
     if not config.compile:
         return
+    torch.compiler.set_stance('default')  # another model of this process may have failed, in bench.py
     model.compile(dynamic=False)
     try:
         with autocast(config):
@@ -258,6 +264,12 @@ def all_reduce(value, op=dist.ReduceOp.SUM):
     tensor = torch.as_tensor(value)
     dist.all_reduce(tensor, op)
     return tensor
+
+
+def check_same(number, otherwise):
+    """Exit with one line if a number differs between the processes, which may run on several machines."""
+    if all_reduce(number, dist.ReduceOp.MIN) != all_reduce(number, dist.ReduceOp.MAX):
+        sys.exit(otherwise if rank_and_world_size()[0] == 0 else 1)
 
 
 def print0(line):

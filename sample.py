@@ -31,8 +31,8 @@ dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'  # 'auto': tha
 def load_model(out_dir, device='auto', dtype='auto'):
     """A run's model, with the average of its weights where it kept one: (model, its Encoding, the run's knobs)."""
     saved = checkpoint.load(out_dir)
-    defaults, _ = configure([train.__file__], [])  # for knobs that are newer than the checkpoint
-    knobs = SimpleNamespace(**vars(defaults) | saved['knobs'] | {'attention': 'auto', 'device': device, 'dtype': dtype})
+    here = {'attention': 'auto', 'device': device, 'dtype': dtype, 'threads': None}
+    knobs = SimpleNamespace(**saved['knobs'] | here)
     choose_machine(knobs, saved)
     encoding = read_encoding(saved['vocabulary'])
     net = build_model(knobs, encoding.n_vocab)

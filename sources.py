@@ -6,6 +6,7 @@ training, and writes both as tokens. Nothing here is needed to understand traini
 
 import collections
 import contextlib
+import glob
 import hashlib
 import itertools
 import json
@@ -65,7 +66,7 @@ def find_prepared(dataset):
     """NAME if `dataset` is NAME or a path of data/NAME and that corpus exists; otherwise None."""
     name = Path(dataset).name
     in_root = dataset == name or Path(dataset).resolve().parent == ROOT.resolve()
-    with locked(name, shared=True):
+    with locked(ROOT / name, shared=True):
         return name if in_root and (ROOT / name / 'meta.json').exists() else None
 
 
@@ -193,18 +194,19 @@ def is_up_to_date(folder, source, command):
 
 
 @contextlib.contextmanager
-def locked(name, shared=False):
-    """Waits while another program prepares data/NAME, and lets others do so only afterwards. shared: for reading."""
+def locked(path, shared=False):
+    """Waits while another program writes this file or folder, and lets others do so only afterwards. shared: for
+    reading."""
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(ImportError, OSError):  # Windows, some network file systems, no such corpus
+        with contextlib.suppress(ImportError, OSError):  # Windows, some network file systems, nothing to be read
             import fcntl
 
-            lock = stack.enter_context(open(ROOT / f'.{name}.lock', 'r' if shared else 'a'))
+            lock = stack.enter_context(open(path.with_name(f'.{path.name}.lock'), 'r' if shared else 'a'))
             how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
             try:
                 fcntl.flock(lock, how | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f'waiting for another program that prepares {ROOT / name}', file=sys.stderr)
+                print(f'waiting for another program that writes {path}', file=sys.stderr)
                 fcntl.flock(lock, how)
         yield
 
@@ -219,14 +221,15 @@ def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
     check_source(source, place, name)
     try:
         ROOT.mkdir(exist_ok=True)
-        with locked(name):
+        with locked(folder):
             command = command_again({'source': source, 'encoding': encoding, 'errors': errors})
             if not overwrite and is_up_to_date(folder, source, command):
                 return name
             print(f'preparing {folder} from {place}', file=sys.stderr)
-            for old in ROOT.glob(f'.preparing-{name}-*'):
+            prefix = f'.preparing-{name}.'  # a point, which no name has: not the scratch of NAME-gpt2
+            for old in ROOT.glob(f'{glob.escape(prefix)}*'):
                 shutil.rmtree(old)  # of a preparation that was killed, since this one is locked
-            with tempfile.TemporaryDirectory(prefix=f'.preparing-{name}-', dir=ROOT) as scratch:
+            with tempfile.TemporaryDirectory(prefix=prefix, dir=ROOT) as scratch:
                 files = {} if is_url(place) else find_files(Path(place))
                 meta = {'source': source_id(source), 'errors': errors, 'fingerprint': fingerprint(files)}
                 if source == 'stdlib':
@@ -255,10 +258,9 @@ def write_corpus(folder, scratch, files, encoding, meta):
     for name, texts in (('train', train), ('val', val)):
         meta[name] = write_tokens(corpus / f'{name}.bin', texts, encoder)
         print(f'{folder}: {meta[name]["tokens"]:,} tokens in {name}.bin', file=sys.stderr)
-    n_bytes = meta['train']['bytes'] + meta['val']['bytes']
-    if not n_bytes:
-        raise ValueError('it holds no text')
-    share = meta['val']['bytes'] / n_bytes
+    if not meta['val']['bytes']:
+        raise ValueError('it holds no text for validation')
+    share = meta['val']['bytes'] / (meta['train']['bytes'] + meta['val']['bytes'])
     much = ', more than half' if share > 0.5 else ''
     few = ', too few for an exact loss' if share < 0.01 or meta['val']['tokens'] < 1000 else ''
     print(f'{folder}: held out for validation: {why}; {share:.1%} of the text{much}{few}', file=sys.stderr)

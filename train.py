@@ -219,7 +219,7 @@ def train(run, signals):
         if should_evaluate:
             evaluate_and_log(run, metrics, seconds, signals)
         # all processes agree on the step at which they stop, and on those at which they save
-        should_save = should_evaluate or time.monotonic() > next_save
+        should_save = should_evaluate or is_master and time.monotonic() > next_save
         signum, should_save = map(int, all_reduce([signals[0] if signals else 0, should_save], dist.ReduceOp.MAX))
         if should_save or signum:
             read_losses(run)
@@ -274,10 +274,11 @@ def log_step(run, metrics, seconds):
            f'| loss {loss:6.3f} | gradient norm {norm:5.2f}')  # fmt: skip
     checkpoint.record(metrics, step=run.step, epoch=epoch + 1, lr=run.lr, ms_per_batch=ms, loss=loss, grad_norm=norm)
     run.since_log = []
-    minutes = (run.last_step - run.step) * statistics.median(seconds) / 60
-    is_long = run.config.batch_size * run.config.block_size > 768 and minutes > 15
-    if run.device.type == 'cpu' and run.step == run.config.log_interval and is_long:
-        print0(f'    about {minutes:.0f} minutes left; config/cpu.py after the config makes it a short run')
+    is_first = run.step == run.config.log_interval
+    if is_first and run.device.type == 'cpu' and run.config.batch_size * run.config.block_size > 768:
+        minutes = (run.last_step - run.step) * statistics.median(seconds) / 60
+        if minutes > 15:
+            print0(f'    about {minutes:.0f} minutes left; config/cpu.py after the config makes it a short run')
 
 
 def evaluate_and_log(run, metrics, seconds, signals):

@@ -18,8 +18,7 @@ def load_run(folder):
     saved, numbers = checkpoint.load(folder), numbers_of(Path(folder))
     if not numbers['curve'] and not numbers['evaluations']:
         sys.exit(f'{folder} holds no losses: it was stopped before its first log line; --init_from=resume trains on.')
-    defaults, _ = configure([train.__file__], [])  # for knobs that are newer than the checkpoint
-    knobs = vars(defaults) | saved['knobs']
+    knobs = saved['knobs']
     return numbers | {
         'folder': folder,
         'seed': knobs['seed'],

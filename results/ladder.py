@@ -10,7 +10,6 @@ that was stopped from its checkpoint. A run that fails is reported at the end. S
 same time. --publish keeps the numbers in results/.
 """
 
-import contextlib
 import itertools
 import os
 import shlex
@@ -33,6 +32,7 @@ from results.paired import NOT_SETTINGS, final_loss, runs_by_config
 from results.report import markdown, mean_sd
 from results.runs import RESULTS, ROOT, RUNS, config_path, provenance, read, results_file, write
 from sample import load_model
+from sources import locked
 
 seeds = '1'  # of every run, with commas between them
 prompt = 'The old man looked at me and said'  # every finished run continues it: a sample of what it learned
@@ -128,11 +128,7 @@ def holds(path, results, run):
 def add_run(path, setup, run=None):
     """Add a run to a results file, which begins with its setup; returns what the file holds. Several programs may do so
     at the same time: it is read again under a lock. Exits if its runs are of another setup."""
-    with open(path.with_suffix('.lock'), 'w', encoding='utf-8') as lock:
-        with contextlib.suppress(ImportError, OSError):  # Windows, some network file systems: there is no lock
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+    with locked(path):
         results = read(path) or {**setup, 'runs': []}
         if changed := changes(results, {key: setup[key] for key in ('knobs', 'corpus')}):
             sys.exit(f'{path} is for runs with other settings ({changed}): move it away to start another.')

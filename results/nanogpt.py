@@ -88,9 +88,9 @@ class NanoGPT:
 
 def build_runs(c):
     """The four that are compared, warmed up: {name: what has a train_step}."""
-    ours = {name: bench.build_run(SimpleNamespace(**vars(c) | {'compile': compiled}))
-            for name, compiled in (('this', False), ('this, compiled', True))}  # fmt: skip
-    chosen, corpus = ours['this'].config, ours['this'].corpus
+    plain = bench.build_run(SimpleNamespace(**vars(c) | {'compile': False}))
+    chosen, corpus = plain.config, plain.corpus
+    ours = {'this': plain, 'this, compiled': bench.build_run(SimpleNamespace(**vars(chosen) | {'compile': True}))}
     peers = {f'nanoGPT, {dtype}': NanoGPT(SimpleNamespace(**vars(chosen) | {'dtype': dtype}), corpus)
              for dtype in ('float32', 'bfloat16')}  # fmt: skip
     for peer in peers.values():

@@ -57,7 +57,7 @@ def results_file(name, publish):
     path = (RESULTS if publish else Path('out')) / f'{name}.json'
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix('.lock').touch()
+        path.with_name(f'.{path.name}.lock').touch()  # of sources.locked
     except OSError as error:
         sys.exit(f'{path} cannot be written: {error.strerror}.')
     return path

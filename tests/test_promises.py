@@ -725,6 +725,25 @@ def test_no_process_leaves_before_the_others(together):
     together(2, '--out_dir=out/last', prepare=(look_whether_the_sample_is_there,))
 
 
+def save_at_every_step_of_the_second_process():
+    """It alone finds that a minute has passed. Each save of the first is a line of a file."""
+    save = train.checkpoint.save
+
+    def save_and_tell(*arguments):
+        with open('out/saves', 'a') as file:
+            file.write('saved\n')
+        save(*arguments)
+
+    train.checkpoint.save = save_and_tell
+    train.SAVE_EVERY = -1 if os.environ['RANK'] == '1' else 3600
+
+
+def test_the_process_that_saves_says_when(together):
+    """It alone knows how long that takes, of which it makes 5 % of the time at most."""
+    together(2, '--out_dir=out/says_when', prepare=(save_at_every_step_of_the_second_process,))
+    assert Path('out/saves').read_text() == 'saved\n'
+
+
 def test_resuming_with_one_two_and_one_process(run, together):
     """Four steps alone, three by two processes, the rest alone: the weights of ten steps alone."""
     constant = '--lr_schedule=constant'  # so that max_iters may change on the way
@@ -769,6 +788,21 @@ def test_processes_whose_corpora_differ_are_refused(together, tmp_path):
     text = together(2, '--out_dir=out/differs', prepare=(go_where_the_corpus_is_another, str(tmp_path)), code=1)
     assert refused(text) == 'data/tiny is not the same on all machines: copy it from one of them to the others.'
     assert not Path('out/differs/ckpt.pt').exists()
+
+
+def go_where_the_run_is_not(folder):
+    """Let the second process run where data/ is the same, but not out/."""
+    if os.environ['RANK'] == '1':
+        Path(folder, 'data').symlink_to(Path('data').resolve())
+        os.chdir(folder)
+
+
+def test_processes_of_which_one_has_no_run_to_resume_are_refused(run, together, tmp_path):
+    """With --init_from=auto it would start over, beside one that goes on."""
+    run('--out_dir=out/elsewhere', '--max_iters=5')
+    prepare = go_where_the_run_is_not, str(tmp_path)
+    text = together(2, '--out_dir=out/elsewhere', '--init_from=auto', prepare=prepare, code=1)
+    assert refused(text).startswith('out/elsewhere does not hold the same run on all machines: ')
 
 
 def test_the_command_to_continue_on_several_machines(monkeypatch):

@@ -290,7 +290,7 @@ def test_a_tilde_is_the_home_folder(place, monkeypatch):
 
 
 def test_what_a_killed_preparation_left_is_cleared():
-    names = ('.preparing-text-old', '.preparing-other-old', '.text-mine')
+    names = ('.preparing-text.old', '.preparing-other.old', '.preparing-text-gpt2.old', '.text-mine')
     old, *others = [write(f'data/{name}/train.bin', 'x') for name in names]
     sources.prepare(write('text.txt', prose()))
     assert not old.exists() and all(file.exists() for file in others)
@@ -559,6 +559,13 @@ def test_a_source_without_text():
     refused('missing.txt', 'missing.txt')
     with exits('nameless', 'none', 'stdlib'):
         data.open_corpus('nameless')
+
+
+def test_a_validation_without_text():
+    """Its single token would not be a target."""
+    write('texts/train/a.txt', prose())
+    write('texts/val/a.txt', f'{END_OF_TEXT}\n')
+    refused('texts', 'no text for validation')
 
 
 def test_a_pipe_and_several_sources(monkeypatch):

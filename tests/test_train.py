@@ -334,7 +334,7 @@ def test_each_seed_step_and_rank_drops_others(workplace, monkeypatch):
     seeds = []
     for seed, rank in ((1, 0), (2, 0), (1, 1)):
         c, _ = train.configure([train.__file__], [*SMALL, '--dropout=0.2', f'--seed={seed}'])
-        train.choose_machine(c)
+        machine.choose_machine(c)
         run = train.Run(c, train.open_corpus('tiny'))
         run.rank, run.world_size = rank, 2
         for _ in range(2):
@@ -392,7 +392,7 @@ def test_muons_knobs_reach_muon(workplace, monkeypatch, dtype):
     monkeypatch.chdir(workplace)
     knobs = ['--optimizer=muon', '--muon_steps=3', '--muon_rms=0.07', f'--dtype={dtype}']
     c, _ = train.configure([train.__file__], [*SMALL, *knobs])
-    train.choose_machine(c)
+    machine.choose_machine(c)
     run = train.Run(c, train.open_corpus('tiny'))
     muon, _ = run.optimizers
     assert (muon.steps, muon.rms, muon.dtype) == (3, 0.07, getattr(torch, dtype))
@@ -403,7 +403,7 @@ def test_muons_knobs_reach_muon(workplace, monkeypatch, dtype):
 def test_a_step_never_waits_for_the_device(workplace, monkeypatch, knobs):
     monkeypatch.chdir(workplace)
     c, _ = train.configure([train.__file__], [*SMALL, *knobs])
-    train.choose_machine(c)
+    machine.choose_machine(c)
     run = train.Run(c, train.open_corpus('tiny'))
     before = run.model.embedding.weight.clone()
     run.train_step()  # the first creates the optimizer's state
@@ -475,13 +475,14 @@ def test_sampling_refuses(run, monkeypatch, knobs, words):
         main(monkeypatch, sample, '--out_dir=out/refuse', *knobs)
 
 
-def test_a_checkpoint_from_before_a_knob_can_be_sampled(run, monkeypatch, capsys):
+def test_a_checkpoint_from_before_a_knob_can_be_sampled_and_resumed(run, monkeypatch, capsys):
     run('--out_dir=out/old', '--overwrite')
     old = load('out/old')
-    del old['knobs']['head_gate']
+    del old['knobs']['head_gate'], old['knobs']['learning_rate_scale'], old['lowest']
     save(Path('out/old'), old)
     main(monkeypatch, sample, '--out_dir=out/old', '--max_new_tokens=3')
     assert capsys.readouterr().out.endswith('\n---------------\n')
+    assert 'resumed at step 10 of 20' in run('--out_dir=out/old', '--init_from=resume', '--max_iters=20')
 
 
 def test_a_sample_ends_at_the_end_of_a_document(run, monkeypatch, capsys):
@@ -571,8 +572,9 @@ def test_a_busy_cpu_gets_fewer_threads(monkeypatch, speed_of_fewer, chosen, line
     monkeypatch.setattr(machine, 'time_two_layers', lambda c, ways: {way: 1 / speeds.get(way[1], 1) for way in ways})
     config = SimpleNamespace(threads=None, dtype='auto')
     assert machine.choose_threads(config, {}) == line and config.threads == set_to[-1] == chosen
-    assert machine.choose_threads(SimpleNamespace(threads=None, dtype='float32'), {'threads': 4}) == ''  # a resumed run
-    assert set_to[-1] == 4
+    for kept, same in (({'threads': 4}, 4), ({'threads': 64}, 8), ({'threads': None}, 8)):  # a resumed run, from a
+        assert machine.choose_threads(SimpleNamespace(threads=None, dtype='float32'), kept) == ''  # larger computer,
+        assert set_to[-1] == same  # from a GPU
     monkeypatch.setenv('OMP_NUM_THREADS', '8')
     assert machine.choose_threads(SimpleNamespace(threads=None, dtype='float32'), {'threads': 4}) == ''
     assert set_to[-1] == 8
@@ -597,10 +599,13 @@ def test_float32_products_are_onednns_where_they_are_faster_and_as_exact(monkeyp
         patch.setattr(machine.time, 'perf_counter', lambda: clock[0])
         monkeypatch.setattr(machine, 'onednn_speedup', machine.onednn_speedup.__wrapped__)
         config = SimpleNamespace()
+        for kept in ({'products': 'medium'}, {}):  # of another computer, of an older version
+            machine.choose_products(config, {'device': 'cpu', **kept})
+            assert config.products == ('medium' if kept and not rounds else 'highest')
         said = machine.choose_products(config, {})
     assert config.products == torch.get_float32_matmul_precision() == chosen
     assert said == (', float32 products by oneDNN (2.3 times as fast here)' if chosen == 'medium' else '')
-    machine.choose_products(config, {'products': before})  # a resumed run keeps its own
+    machine.choose_products(config, {'device': 'cpu', 'products': before})  # a resumed run keeps its own
     assert torch.get_float32_matmul_precision() == before
 
 
@@ -647,12 +652,21 @@ def test_bench_prints_a_table(workplace, monkeypatch, capsys):
     assert names.split() == bench.COLUMNS and row.split()[0] == 'default' and row.split()[2] == row.split()[-1] == '-'
 
 
-def test_a_bench_table_is_in_one_dtype_and_takes_overlays(workplace, monkeypatch, capfd):
+def test_a_bench_table_has_one_dtype_and_number_of_threads_and_takes_overlays(workplace, monkeypatch, capfd):
     monkeypatch.chdir(workplace)
     gains = iter([0.9, 1.1, 1.2, 1.3])
     monkeypatch.setattr(machine, 'bfloat16_speedup', lambda c: next(gains))
+    threads = []
+
+    def choose_one(config, kept):
+        threads.append(config.threads)
+        config.threads = 1
+        return ''
+
+    monkeypatch.setattr(machine, 'choose_threads', choose_one)
     flags = [flag for flag in BENCH if 'dtype' not in flag and 'batch_size' not in flag]
     main(monkeypatch, bench, 'swiglu', 'ema', 'cpu', *flags, '--dtype=auto', '--json')
+    assert threads == [None, 1]
     rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert [(row['config'], row['dtype'], row['batch_size']) for row in rows] == [
         ('swiglu', 'float32', 6), ('ema', 'float32', 6)]  # fmt: skip
@@ -720,6 +734,7 @@ def test_bench_refuses(workplace, monkeypatch):
     for flags, words in (
         (['--compare=speed'], "--compare=speed: name one of train.py's knobs"),
         (['--compare=n_layer'], "--compare=n_layer: name one of train.py's knobs and its values"),
+        (['--compare=threads=1,2'], '--compare=threads: .* time each by itself'),
         (['--device=gpu'], '1'),
         (['--compare=dtype', uneven], '1'),
     ):
@@ -784,7 +799,8 @@ def test_where_compiling_is_impossible(monkeypatch, capsys):
     error = RuntimeError('No working C++ compiler found\nand much more')
     c.device, c.dtype = 'cuda', 'float32'
     machine.compile_model(model, None, None, c)
-    assert stances == ['force_eager'] and not c.compile and 'not compiled: No working' in capsys.readouterr().out
+    assert stances == ['default', 'force_eager'] and not c.compile
+    assert 'not compiled: No working' in capsys.readouterr().out
     c.compile = True
     with pytest.raises(SystemExit, match='^--compile cannot work here, --compile=False does without: [^\n]+$'):
         machine.compile_model(model, None, None, c)
