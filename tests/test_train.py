@@ -196,7 +196,7 @@ def test_any_text_stream_will_do_as_the_output(run):
 
 def test_a_run_is_named_after_its_configs(run, monkeypatch):
     """And after its corpus, where that is not the default one."""
-    knobs = [f'{REPO}/config/swiglu.py', f'{REPO}/config/cpu.py', '--max_iters=1']
+    knobs = [f'{REPO}/config/swiglu.py', f'{REPO}/config/cpu.py', '--max_iters=1', '--overwrite']
     run(*knobs)
     assert load('out/swiglu_cpu_tiny')['step'] == 1
     monkeypatch.setattr(train, 'dataset', 'tiny')
