@@ -799,7 +799,11 @@ def test_where_compiling_is_impossible(monkeypatch, capsys):
     error = RuntimeError('No working C++ compiler found\nand much more')
     c.device, c.dtype = 'cuda', 'float32'
     machine.compile_model(model, None, None, c)
-    assert stances == ['default', 'force_eager'] and not c.compile and 'not compiled: No working' in capsys.readouterr().out
+    assert (
+        stances == ['default', 'force_eager']
+        and not c.compile
+        and 'not compiled: No working' in capsys.readouterr().out
+    )
     c.compile = True
     with pytest.raises(SystemExit, match='^--compile cannot work here, --compile=False does without: [^\n]+$'):
         machine.compile_model(model, None, None, c)
