@@ -274,12 +274,9 @@ def write_corpus(folder, scratch, files, encoding, meta):
 def count_words(documents):
     """{word: count} of the documents' text split by SPLIT; of every second, third, ... piece of a large corpus."""
     words, pattern = collections.Counter(), regex.compile(SPLIT)
-
-    def pieces():
-        return (piece for read in documents for piece, _ in read())
-
-    every = max(1, math.ceil(sum(map(len, pieces())) / SAMPLE_CHARS))
-    for piece in itertools.islice(pieces(), 0, None, every):
+    n_chars = sum(len(piece) for read in documents for piece, _ in read())
+    pieces = (piece for read in documents for piece, _ in read())
+    for piece in itertools.islice(pieces, 0, None, max(1, math.ceil(n_chars / SAMPLE_CHARS))):
         words.update(
             word[i : i + MAX_WORD_CHARS] for word in pattern.findall(piece) for i in range(0, len(word), MAX_WORD_CHARS)
         )
