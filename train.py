@@ -39,7 +39,7 @@ from sources import corpus_name
 # ---- settings: the defaults are run 5; a config file or --name=value changes them ----------------------------------
 
 # the run
-out_dir: str | None = None  # folder of the run; None: out/ + the name of the config
+out_dir: str | None = None  # folder of the run; None: out/ + the configs' names, and the corpus unless it is stdlib
 init_from: Literal['scratch', 'resume', 'auto'] = 'scratch'  # 'resume': continue out_dir's run; 'auto': if there is one
 overwrite = False  # start over although out_dir holds a run, which is deleted after the new run's first checkpoint
 seed = 1  # of the initial weights, the order of the data and dropout
