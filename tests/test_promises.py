@@ -4,6 +4,7 @@ Children are forked from a server that has imported torch already, so that one s
 """
 
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -317,6 +318,19 @@ def test_a_second_signal_quits_at_once(start):
 # ---- 5: numbers that are none --------------------------------------------------------------------------------------
 
 
+def overflow(monkeypatch, steps):
+    """Let the gradient of a gain overflow in these steps of a run, the first of which is 1."""
+    build = train.build_model
+
+    def build_bad(c, vocab_size):
+        net = build(c, vocab_size)
+        backwards = itertools.count(1)
+        net.norm.weight.register_hook(lambda grad: grad * (float('inf') if next(backwards) in steps else 1))
+        return net
+
+    monkeypatch.setattr(train, 'build_model', build_bad)
+
+
 def test_a_loss_that_is_not_finite_never_reaches_a_checkpoint(start, run):
     """It is found at the next log line or save, and the step where it began is named: the seventh, whose weights the
     sixth has ruined. When that is the last, its evaluation tells."""
@@ -343,15 +357,7 @@ def test_a_scaler_skips_a_few_steps_and_not_all(run):
 @pytest.mark.parametrize('optimizer', ['sgd', 'adamw', 'muon'])
 def test_an_overflow_anywhere_skips_the_whole_update(run, monkeypatch, optimizer):
     """One gradient overflows in the third step. It is a gain's, which AdamW updates: Muon beside it must skip, too."""
-    build = train.build_model
-
-    def build_bad(c, vocab_size):
-        net = build(c, vocab_size)
-        backwards = iter(range(1, 100))
-        net.norm.weight.register_hook(lambda grad: grad * (float('inf') if next(backwards) == 3 else 1))
-        return net
-
-    monkeypatch.setattr(train, 'build_model', build_bad)
+    overflow(monkeypatch, [3])
     knobs = ['--dtype=float16', '--grad_clip=0', f'--optimizer={optimizer}', '--log_interval=1']
     out_dir = f'out/overflow_{optimizer}'
     run(*knobs, f'--out_dir={out_dir}', stop_at=2)
@@ -384,14 +390,7 @@ def test_an_update_that_is_not_finite_is_not_saved_by_a_signal(run, monkeypatch)
 
 def test_a_scaler_does_not_skip_for_ever(run, monkeypatch):
     """Each loss is finite, no gradient is; the losses and norms on the way are JSON."""
-    build = train.build_model
-
-    def build_bad(c, vocab_size):
-        net = build(c, vocab_size)
-        net.norm.weight.register_hook(lambda grad: grad * float('inf'))
-        return net
-
-    monkeypatch.setattr(train, 'build_model', build_bad)
+    overflow(monkeypatch, range(1, 200))
     with pytest.raises(SystemExit, match='gradient norm (inf|nan) at step 16: '):
         run('--out_dir=out/for_ever', '--dtype=float16', '--max_iters=200')
     lines = [json.loads(line, parse_constant=pytest.fail) for line in open('out/for_ever/metrics.jsonl')]
@@ -406,15 +405,7 @@ def test_no_number_that_is_only_printed_stops_a_run(run):
 
 def test_an_infinite_gradient_never_reaches_a_checkpoint(run, monkeypatch):
     """Not even where the save comes before the next loss, which would tell: at the end, or at a signal."""
-    build = train.build_model
-
-    def build_bad(c, vocab_size):
-        net = build(c, vocab_size)
-        backwards = iter(range(1, 100))
-        net.norm.weight.register_hook(lambda grad: grad * (float('inf') if next(backwards) == 3 else 1))
-        return net
-
-    monkeypatch.setattr(train, 'build_model', build_bad)
+    overflow(monkeypatch, [3])
     for max_iters, stop_at in ((3, None), (10, 3)):
         with pytest.raises(SystemExit, match='gradient norm (inf|nan) at step 3: '):
             run('--out_dir=out/inf', f'--max_iters={max_iters}', '--log_interval=1000', stop_at=stop_at)
