@@ -72,7 +72,9 @@ def test_published_runs_are_those_with_the_same_settings(tmp_path):
     assert [*found('swiglu', scale, *elsewhere)] == ['swiglu'] and not found('swiglu') and not found('swiglu_18', scale)
     assert not any(found('best', flag) for flag in ('--n_layer=3', '--dataset=tiny', '--block_size=64'))
     [(name, runs)] = found('best', *elsewhere).items()
-    assert name == 'best' and not any('curve' in run for run in runs)  # their training curves are lost
+    assert name == 'best' and all(len(curves(run)[0]) == 20 for run in runs)
+    [(name, runs)] = found('three_steps', *elsewhere).items()
+    assert name == 'three_steps' and not any('curve' in run for run in runs)  # their training curves are lost
     results.pictures.draw_curves({}, {name: [curves(run, 768) for run in runs]}, tmp_path / 'plot.png')
     assert png_size(tmp_path / 'plot.png') == (1170, 650)
 

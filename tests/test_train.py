@@ -276,11 +276,11 @@ def test_a_slow_evaluation_says_how_long_it_took(run, monkeypatch):
 
 
 def test_a_log_line_after_an_evaluation_is_the_mean_of_a_whole_interval(run):
-    run('--out_dir=out/between', '--eval_interval=3', '--max_iters=20')
-    run('--out_dir=out/after', '--max_iters=20')
+    run('--out_dir=out/between_log', '--eval_interval=3', '--max_iters=20')
+    run('--out_dir=out/after_log', '--max_iters=20')
     between, after = (
         [line['loss'] for line in map(json.loads, open(f'out/{name}/metrics.jsonl')) if 'loss' in line]
-        for name in ('between', 'after')
+        for name in ('between_log', 'after_log')
     )
     assert len(after) == 4 and between == after
 
