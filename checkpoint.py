@@ -120,7 +120,10 @@ def load(out_dir):
         defaults, _ = configure([Path(__file__).with_name('train.py')], [])  # of knobs newer than the checkpoint
         return state | {'knobs': vars(defaults) | state['knobs']}
     except OSError as error:
-        runs = ', '.join(sorted(str(file.parent) for file in path.parent.parent.glob('*/ckpt.pt'))) or 'none'
+        if (path.parent / 'metrics.jsonl').exists():
+            sys.exit(f'{path.parent} was stopped before its first checkpoint: leave out --init_from=resume.')
+        found = {*path.parent.glob('*/ckpt.pt'), *path.parent.parent.glob('*/ckpt.pt')}
+        runs = ', '.join(sorted(str(file.parent) for file in found)) or 'none'
         sys.exit(f'{path} cannot be read: {error.strerror}. Existing runs: {runs}.')
     except Exception as error:  # whatever zipfile, pickle and torch raise on arbitrary bytes
         reason = (str(error) or repr(error)).splitlines()[0]

@@ -71,8 +71,10 @@ def read_knobs(program):
 def find_config(path, program):
     """The path of a config file: as given, beside the program, or by its name in config/; read_config may refuse it."""
     home = Path(program).parent
-    places = Path(os.path.expanduser(path)), home / path, home / 'config' / f'{path}.py'
-    nearest = path if path.endswith('.py') else str(places[-1])
+    names = [path, f'{path}.py'] if '/' in path else [path]
+    places = [Path(os.path.expanduser(path)), *(home / name for name in names)]
+    places += [home / 'config' / path, home / 'config' / f'{path}.py']
+    nearest = path if path.endswith('.py') else str(home / 'config' / f'{Path(path).stem}.py')
     return next((str(place) for place in places if place.is_file()), nearest)
 
 

@@ -53,7 +53,8 @@ class Batches:
         self.n_sequences = (len(tokens) - 1) // block_size
         self.per_epoch = self.n_sequences // batch_size
         if not self.per_epoch:
-            sys.exit(f'{len(tokens)} training tokens do not fill a batch: lower --batch_size or --block_size.')
+            sys.exit(f'{len(tokens)} training tokens do not fill a batch of {batch_size} x {block_size}: lower '
+                     '--batch_size or --block_size; config/cpu.py after the config has 6 x 128.')  # fmt: skip
         self.sequences = tokens.to(device).unfold(0, block_size + 1, block_size)  # (n_sequences, T + 1), a view
         self.batch_size, self.seed = batch_size, seed
         self.epoch = None  # whose order of the sequences self.order is
@@ -107,7 +108,8 @@ def vocab_size_of(dataset):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    as_it_is = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=as_it_is)
     parser.add_argument('source', nargs='*', default=['stdlib'])
     parser.add_argument('--encoding', default='bpe', help='bpe: learn our own; or a name that tiktoken knows')
     parser.add_argument('--errors', default='strict', choices=('strict', 'replace'), help='bytes that are not UTF-8')
@@ -117,7 +119,7 @@ def main():
         sys.exit('data.py prepares one SOURCE: put several files into a folder; put a name with blanks into quotes.')
     [arguments.source] = arguments.source
     name = prepare(**vars(arguments))
-    print(f'train on it: python train.py config/swiglu.py --dataset={shlex.quote(name)}')
+    print(f'train on it: python train.py config/best.py config/cpu.py --dataset={shlex.quote(name)}')
 
 
 if __name__ == '__main__':

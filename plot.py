@@ -35,6 +35,8 @@ def draw_curves(runs, pictures):
         series[group[0]['folder']] = [curves(run, tokens_per_step) for run in group]
         for name, ours in published(group[0]['settings']).items():
             behind[f'{name} in results/'] = [curves(run, tokens_per_step) for run in ours]
+    if len({run['corpus'] for run in runs}) > 1:
+        print('these runs read different corpora: their losses cannot be compared', file=sys.stderr)
     path = Path(runs[0]['folder'], 'plot.png')
     pictures.draw_curves(series, behind, path)
     print(path)

@@ -131,7 +131,8 @@ def add_run(path, setup, run=None):
     with locked(path):
         results = read(path) or {**setup, 'runs': []}
         if changed := changes(results, {key: setup[key] for key in ('knobs', 'corpus')}):
-            sys.exit(f'{path} is for runs with other settings ({changed}): move it away to start another.')
+            sys.exit(f'{path} is for runs with other settings ({changed}): move it and {Path("out", path.stem)} away '
+                     'to start others.')  # fmt: skip
         if run and not holds(path, results, run):
             results['runs'].append(run)
         write(path, results)

@@ -354,7 +354,7 @@ def test_500_random_configs_and_command_lines():
 
 def test_a_config_is_found_from_anywhere(tmp_path):
     """As a path, beside the program, or by its name."""
-    for given in ('swiglu', 'config/swiglu.py', str(HOME / 'config/swiglu.py')):
+    for given in ('swiglu', 'swiglu.py', 'config/swiglu', 'config/swiglu.py', str(HOME / 'config/swiglu.py')):
         c, files = configure([HOME / 'train.py'], [given, 'cpu'])
         assert c.activation == 'swiglu' and c.max_iters == 2000
         assert [Path(file) for file in files] == [HOME / 'config/swiglu.py', HOME / 'config/cpu.py']

@@ -1,5 +1,7 @@
 """plot.py: curves against numpy, comparisons against Student's t, attention against PyTorch; and what it refuses."""
 
+import contextlib
+import io
 import json
 import shutil
 import struct
@@ -190,6 +192,9 @@ def test_a_comparison_pairs_by_seed_and_refuses_what_cannot_be_compared(run, sho
     torch.save(saved | {'corpus': 'another'}, 'out/pair_third/ckpt.pt')
     words = 'expected runs with the same corpus, found several (out/pair_24_1: tiny, out/pair_third: tiny).'
     assert refused('out/pair_third') == words
+    with contextlib.redirect_stderr(io.StringIO()) as err:
+        show(folders[0], 'out/pair_third')
+    assert err.getvalue() == 'these runs read different corpora: their losses cannot be compared\n'
 
 
 # ---- attention -----------------------------------------------------------------------------------------------------

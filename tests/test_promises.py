@@ -642,6 +642,13 @@ def test_resuming_keeps_the_corpus_of_before_although_its_source_has_changed(run
     assert load('out/mine')['step'] == 10
 
 
+def test_resuming_before_the_first_checkpoint_says_so(run):
+    Path('out/too_early').mkdir(parents=True)
+    Path('out/too_early/metrics.jsonl').write_text('{"step": 5, "loss": 6.0}\n')
+    with pytest.raises(SystemExit, match='^out/too_early was stopped before its first checkpoint: leave out --init'):
+        run('--out_dir=out/too_early', '--init_from=resume')
+
+
 def test_resuming_nothing_is_refused(run):
     with pytest.raises(SystemExit, match='out/none/ckpt.pt cannot be read'):
         run('--out_dir=out/none', '--init_from=resume')

@@ -578,6 +578,13 @@ def test_a_pipe_and_several_sources(monkeypatch):
             data.main()
 
 
+def test_no_abbreviation_prepares_a_corpus_anew(monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['data.py', 'text.txt', '--ov'])
+    with pytest.raises(SystemExit):
+        data.main()
+    assert 'unrecognized arguments: --ov' in capsys.readouterr().err
+
+
 def test_a_corpus_opened_by_name_says_that_its_source_has_changed(capfd):
     folder_of_texts()
     sources.prepare('texts')
