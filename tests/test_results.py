@@ -96,7 +96,7 @@ def test_runs_are_trained_once_and_their_numbers_kept(climb, here, tmp_path):
     status, again, printed = climb('swiglu', 'ema', '--seeds=1,2')
     assert status == 0 and again == results and '4 runs done, 0 to go' in printed
     status, _, _ = climb('swiglu', '--n_layer=1')
-    assert 'move it away' in status and '--n_layer=1' in status
+    assert 'move it and out/ladder_tiny_cpu away' in status and '--n_layer=1' in status
     (tmp_path / 'ladder_tiny_cpu.json').unlink()
     _, again, printed = climb('swiglu', '--seeds=1')  # it was finished, and is not trained again
     assert 'resumed at step 12 of 12' in printed and names_and_seeds(again) == [('swiglu', 1)]
