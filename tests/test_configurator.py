@@ -238,7 +238,7 @@ def test_a_config_file_that_cannot_be_read():
         knobs(f'{home}/adam.py')
     with exits('nowhere/a.py', 'no such config file', 'no .py files'):
         knobs('nowhere/a.py')
-    with exits('folder.py', 'directory'):
+    with exits('folder.py is a folder, expected a config file'):
         run_program(lambda: knobs('folder.py'))
     with exits('loop.py', 'symbolic links'):
         run_program(lambda: knobs('loop.py'))
@@ -362,6 +362,9 @@ def test_a_config_is_found_from_anywhere(tmp_path):
     assert configure([HOME / 'train.py'], ['swiglu'])[0].activation == 'swiglu'
     with exits('no such config file', 'did you mean', 'config/swiglu.py?'):
         configure([HOME / 'train.py'], ['swigluu'])
+    Path('out/mine').mkdir(parents=True)
+    with exits('out/mine is a folder, expected a config file; a run is named by --out_dir=out/mine.'):
+        configure([HOME / 'train.py'], ['out/mine'])
     with exits('~nobody_of_that_name/swiglu.py: no such config file'):
         configure([HOME / 'train.py'], ['~nobody_of_that_name/swiglu.py'])
 
