@@ -89,7 +89,7 @@ def restore(run, saved):
 
 
 def save(out_dir, state):
-    """Write out_dir/ckpt.pt. It is on the disk before it takes the old file's name: so there always is a whole one."""
+    """Write out_dir/ckpt.pt. It is on the disk before it takes the old file's name, so a whole one always exists."""
     path, new = out_dir / 'ckpt.pt', out_dir / 'ckpt.pt.new'
     try:
         with open(new, 'wb') as file:
@@ -120,7 +120,7 @@ def load(out_dir):
         defaults, _ = configure([Path(__file__).with_name('train.py')], [])  # of knobs newer than the checkpoint
         return state | {'knobs': vars(defaults) | state['knobs']}
     except OSError as error:
-        if (path.parent / 'metrics.jsonl').exists():
+        if not path.exists() and (path.parent / 'metrics.jsonl').exists():
             sys.exit(f'{path.parent} was stopped before its first checkpoint: leave out --init_from=resume.')
         found = {*path.parent.glob('*/ckpt.pt'), *path.parent.parent.glob('*/ckpt.pt')}
         runs = ', '.join(sorted(str(file.parent) for file in found)) or 'none'

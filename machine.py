@@ -73,8 +73,8 @@ def choose_device(name):
 
 
 def choose_products(config, kept):
-    """Choose which library multiplies float32 matrices on this CPU: MKL, PyTorch's default, or oneDNN, which it takes
-    if it may compute with 'medium' precision. Returns a text on the choice, or ''."""
+    """Choose which library multiplies float32 matrices on this CPU: MKL, PyTorch's default, or oneDNN, which PyTorch
+    takes where the precision is set to 'medium'. Returns a text on the choice, or ''."""
     speedup = float(all_reduce(onednn_speedup(), dist.ReduceOp.MIN))  # 0 where it is not as exact in each process
     config.products = 'medium' if speedup > 1.2 else 'highest'
     if kept.get('device') == 'cpu' and speedup:

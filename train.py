@@ -44,7 +44,7 @@ init_from: Literal['scratch', 'resume', 'auto'] = 'scratch'  # 'resume': continu
 overwrite = False  # start over although out_dir holds a run, which is deleted after the new run's first checkpoint
 seed = 1  # of the initial weights, the order of the data and dropout
 eval_interval = 500  # steps between evaluations, each followed by a checkpoint; every epoch ends with one, too
-eval_iters: int | None = None  # evaluate on the first so many batches of the validation text; None: on all of it
+eval_iters: int | None = None  # evaluate on this many batches of the validation text, the first; None: on all
 log_interval = 20  # steps between log lines
 # data
 dataset = 'stdlib'  # a corpus that data.py prepared, a known name, or a path, which is prepared first
@@ -85,7 +85,7 @@ dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'  # 'auto': the
 threads: int | None = None  # of a CPU; None: OMP_NUM_THREADS, or else as many as are fastest
 compile: bool | None = None  # torch.compile the model; None: on CUDA only
 
-SAVE_EVERY = 60  # seconds between checkpoints, or fewer; more only if a save takes over a twentieth of them
+SAVE_EVERY = 60  # seconds between checkpoints at most, unless saving would take more than 5 % of the time
 
 # ---- the training step ---------------------------------------------------------------------------------------------
 
@@ -105,8 +105,8 @@ class Run:
         self.batches = Batches(corpus.train, config.batch_size, config.block_size, config.seed, self.device)
         self.step = 0  # updates done
         self.last_step = config.stop_epoch * self.batches.per_epoch if config.stop_epoch else self.total_steps(config)
-        # (loss, gradient norm) of each step: unread ones are on the device, until read_losses adds them to the other
-        # two lists, of which the next log line and the next evaluation print the means
+        # (loss, gradient norm) of each step. New ones are on the device and unread. read_losses adds them to the other
+        # two lists, whose means the next log line and the next evaluation print
         self.unread, self.since_log, self.since_evaluation = [], [], []
         self.lowest = math.inf, 0  # the lowest validation loss, and its step
         self.model = build_model(config, corpus.encoding.n_vocab).to(self.device)
@@ -246,7 +246,7 @@ def train(run, signals):
 
 def read_losses(run):
     """Fetch the losses and gradient norms of the unread steps, as means over the processes. Exits at the first that is
-    not finite; but of gradients in float16, whose update the scaler skips, a few may be infinite."""
+    not finite. In float16 a few gradients may overflow, since their updates were left out."""
     if not run.unread:
         return
     rows = all_reduce(torch.stack([torch.stack(pair) for pair in run.unread])).cpu() / run.world_size
