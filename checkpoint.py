@@ -15,11 +15,12 @@ import signal
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
 from configurator import configure
-from machine import check_same, rank_and_world_size
+from machine import check_same, print0, rank_and_world_size
 
 # knobs that a resumed run must keep, or it would be another run
 FIXED = ('model n_layer n_head n_embd d_ff block_size activation position embedding_norm head_gate '
@@ -66,7 +67,7 @@ def is_finite(run):
 
 
 def restore(run, saved):
-    """Load a saved state into a run; returns a text for each knob that differs. Exits if that makes it another run."""
+    """Load a saved state into a run, and print which knobs differ. Exits if that makes it another run."""
     old, new = saved['knobs'], vars(run.config)  # knobs
     current = identity(run.corpus)
     changed = {knob: f'{knob} was {old[knob]!r}, now {new.get(knob)!r}' for knob in old if old[knob] != new.get(knob)}
@@ -85,7 +86,13 @@ def restore(run, saved):
     run.step = saved['step']
     run.since_log, run.since_evaluation = saved.get('since_log', []), saved.get('since_evaluation', [])
     run.lowest = saved.get('lowest', run.lowest)
-    return [change for knob, change in changed.items() if knob not in ('out_dir', 'init_from', 'overwrite')]
+    for knob, change in changed.items():
+        if knob not in ('out_dir', 'init_from', 'overwrite'):
+            print0(f'resume: {change}')
+    before, now = run.learning_rate(SimpleNamespace(**old)), run.learning_rate(run.config)
+    if run.step < run.last_step and not math.isclose(before, now, rel_tol=0.01):
+        print0(f'resume: the learning rate jumps from {before:.2e} to {now:.2e}, since its schedule has changed')
+    print0(f'resumed at step {run.step} of {run.last_step}')
 
 
 def save(out_dir, state):

@@ -136,6 +136,11 @@ def check(name, value, knobs):
     if not (value in allowed or type(value) in allowed) or isinstance(value, float) and not math.isfinite(value):
         expected = ' or '.join(getattr(one, '__name__', repr(one)) for one in allowed).replace('NoneType', 'None')
         raise ValueError(f'{name} is {value!r:.60}, expected {expected}.')
+    low, high = 0, 1 if name in ('dropout', 'ema_decay') else math.inf
+    if type(value) is int:
+        low, high = 0 if name in ('seed', 'warmup_iters', 'max_iters') else 1, 2**63
+    if type(value) in (int, float) and not low <= value < high:
+        raise ValueError(f'{name} is {value}, expected {low} <= {name} < {high:.3g}.')
     return value
 
 
@@ -144,3 +149,26 @@ def closest(name, names, otherwise):
     stems = {Path(one).stem: one for one in names}
     close = [one for one in stems if name and one.startswith(name)] or difflib.get_close_matches(name, stems, n=1)
     return f'did you mean {stems[close[0]]}?' if close else otherwise
+
+
+def describe(config, n_params):
+    """A training run in the notebook's words. n_params: the number of its parameters."""
+    kind = {'flash': '(flash attention) ', 'torch': ''}[config.model]
+    optimizer = {'sgd': 'SGD', 'adamw': 'Adam', 'muon': 'Muon'}[config.optimizer]
+    rate = float(f'{config.learning_rate * config.learning_rate_scale:.6g}')
+    digits, exponent = f'{rate:e}'.split('e')
+    rate = rate if rate >= 0.01 else f'{float(digits):g}e{int(exponent)}'
+    schedule = 'cosine learning rate schedule ' if config.lr_schedule == 'cosine' else ''
+    schedule += 'with warmup' if config.warmup_iters else ''
+    words = [
+        (True, f'{config.n_layer} layer {kind}transformer ({n_params} parameters)'),
+        (config.activation == 'swiglu', 'swiglu activation'),
+        (config.d_ff >= 2 * config.n_embd, f'model width {config.d_ff}'),  # the notebook names no other width
+        (config.model == 'flash', f'{config.position} position embeddings'),
+        (config.embedding_norm, 'embedding norm'), (config.head_gate, 'head gates'),
+        (config.value_residual, 'value residual'),
+        (True, f'batch size {config.batch_size}, {optimizer} learning rate {rate}, dropout {config.dropout}'),
+        (config.weight_decay, f'weight decay {config.weight_decay}'),
+        (schedule, schedule.strip()), (config.ema_decay, 'ema'),
+    ]  # fmt: skip
+    return ', '.join(text for is_so, text in words if is_so)

@@ -170,6 +170,12 @@ def choose_attention(attention, device, dtype, dropout=0.0):
     return ('sdpa', why_not_flash) if why_not_flash else ('flash', 'FlashAttention 2')
 
 
+def count_params(config, vocab_size):
+    """The number of parameters of a config's model, which is not allocated for it."""
+    with torch.device('meta'):
+        return build_model(SimpleNamespace(**vars(config) | {'attention': 'naive'}), vocab_size).num_params()
+
+
 def autocast(config):
     """The context in which the forward pass computes in config.dtype wherever that is numerically safe."""
     return torch.autocast(torch.device(config.device).type, getattr(torch, config.dtype), config.dtype != 'float32')

@@ -71,7 +71,7 @@ def draw_attention(folder, config, pictures):
     if knobs.model == 'torch':
         sys.exit(f"{folder} has model='torch', whose weights nn.MultiheadAttention keeps to itself: name another run.")
     layer = (knobs.n_layer + 1) // 2 if config.layer is None else config.layer
-    if not 1 <= layer <= knobs.n_layer:
+    if layer > knobs.n_layer:
         sys.exit(f'layer is {layer}, expected 1 <= layer <= {knobs.n_layer}.')
     ids = [encoding.eot_token, *encoding.encode_ordinary(config.start)]
     if len(ids) > (most := min(pictures.MOST_TOKENS, knobs.block_size)):

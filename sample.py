@@ -2,19 +2,19 @@
 
     python sample.py --out_dir=out/swiglu --start="def" --num_samples=3 --temperature=0.8 --top_k=50
 
-Where the run kept a moving average of the weights, the averaged model writes. It needs train.py, for its settings.
+Where the run kept a moving average of the weights, the averaged model writes.
 """
 
+import itertools
 from types import SimpleNamespace
 from typing import Literal
 
 import torch
 
 import checkpoint
-import train
-from bpe import read_encoding
+from bpe import read_encoding, unused_ids
 from configurator import configure
-from machine import choose_machine, run_program
+from machine import autocast, choose_machine, run_program
 from model import build_model
 
 out_dir = 'out/best_cpu'  # the run to sample from; the default is the first run of README.md
@@ -40,14 +40,24 @@ def load_model(out_dir, device='auto', dtype='auto'):
     return net.to(knobs.device), encoding, knobs
 
 
+def write_text(net, encoding, prompt, max_new_tokens, config, **options):
+    """A model's continuation of a prompt, up to <|endoftext|>. config: the model's knobs; options: model.generate's."""
+    net.eval()
+    ids = [encoding.eot_token, *encoding.encode_ordinary(prompt)]  # the prompt is the start of a document
+    with autocast(config):
+        prompt_ids = torch.tensor([ids], device=config.device)
+        tokens = net.generate(prompt_ids, max_new_tokens, unused_ids=unused_ids(encoding), **options)
+        ids = itertools.takewhile(lambda i: i != encoding.eot_token, map(torch.Tensor.item, tokens))
+        return encoding.decode(list(ids))
+
+
 def main():
     config, _ = configure([__file__])
-    train.check_numbers(config)
     net, encoding, knobs = load_model(config.out_dir, config.device, config.dtype)
     generator = torch.Generator(knobs.device).manual_seed(config.seed)
     options = dict(temperature=config.temperature, top_k=config.top_k, generator=generator)
     for _ in range(config.num_samples):
-        text = train.write_text(net, encoding, config.start, config.max_new_tokens, knobs, **options)
+        text = write_text(net, encoding, config.start, config.max_new_tokens, knobs, **options)
         print(f'{config.start}{text}\n---------------')
 
 

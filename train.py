@@ -10,14 +10,12 @@ Read it from top to bottom: settings, the training step, evaluation, the loop. W
 
 import contextlib
 import copy
-import itertools
 import math
 import os
 import statistics
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
@@ -28,12 +26,12 @@ from tqdm import tqdm
 
 import checkpoint
 import machine
-from bpe import unused_ids
-from configurator import configure
+from configurator import configure, describe
 from data import Batches, open_corpus, validation_batches, vocab_size_of
 from machine import all_reduce, autocast, print0, rank_and_world_size, run_program
 from model import build_model
 from optim import create_optimizers, learning_rate_at, update_average
+from sample import write_text
 from sources import corpus_name
 
 # ---- settings: the defaults are run 5; a config file or --name=value changes them ----------------------------------
@@ -316,19 +314,8 @@ def evaluate_and_log(run, metrics, seconds, signals):
 # ---- the program ---------------------------------------------------------------------------------------------------
 
 
-def check_numbers(config):
-    """Exit with one line if a number is out of its range."""
-    for name, value in vars(config).items():
-        low, high = 0, 1 if name in ('dropout', 'ema_decay') else math.inf
-        if type(value) is int:
-            low, high = 0 if name in ('seed', 'warmup_iters', 'max_iters') else 1, 2**63
-        if isinstance(value, (int, float)) and not low <= value < high:
-            sys.exit(f'{name} is {value}, expected {low} <= {name} < {high:.3g}.')
-
-
 def check_knobs(config):
-    """Exit with one line if a number is out of its range, if knobs contradict each other or if one has no effect."""
-    check_numbers(config)
+    """Exit with one line if knobs contradict each other or if one has no effect."""
     if config.min_lr > config.learning_rate:
         sys.exit(f'min_lr is {config.min_lr}, expected at most the learning_rate, {config.learning_rate}.')
     if config.stop_epoch and config.max_iters:
@@ -339,30 +326,6 @@ def check_knobs(config):
         value = getattr(config, name)
         if config.model == 'torch' and value != globals()[name]:
             sys.exit(f"{name} is {value!r}, which model='torch' ignores: leave it out, or add --model=flash.")
-
-
-def describe_run(config, vocab_size):
-    """What this run is, in the notebook's words."""
-    with torch.device('meta'):  # the parameters are counted, not allocated
-        n_params = build_model(SimpleNamespace(**vars(config) | {'attention': 'naive'}), vocab_size).num_params()
-    kind = {'flash': '(flash attention) ', 'torch': ''}[config.model]
-    optimizer = {'sgd': 'SGD', 'adamw': 'Adam', 'muon': 'Muon'}[config.optimizer]
-    rate = float(f'{config.learning_rate * config.learning_rate_scale:.6g}')
-    rate = rate if rate >= 0.01 else np.format_float_scientific(rate, trim='-', exp_digits=1)
-    schedule = 'cosine learning rate schedule ' if config.lr_schedule == 'cosine' else ''
-    schedule += 'with warmup' if config.warmup_iters else ''
-    words = [
-        (True, f'{config.n_layer} layer {kind}transformer ({n_params} parameters)'),
-        (config.activation == 'swiglu', 'swiglu activation'),
-        (config.d_ff >= 2 * config.n_embd, f'model width {config.d_ff}'),  # the notebook names no other width
-        (config.model == 'flash', f'{config.position} position embeddings'),
-        (config.embedding_norm, 'embedding norm'), (config.head_gate, 'head gates'),
-        (config.value_residual, 'value residual'),
-        (True, f'batch size {config.batch_size}, {optimizer} learning rate {rate}, dropout {config.dropout}'),
-        (config.weight_decay, f'weight decay {config.weight_decay}'),
-        (schedule, schedule.strip()), (config.ema_decay, 'ema'),
-    ]  # fmt: skip
-    return ', '.join(text for is_so, text in words if is_so)
 
 
 def set_up(config):
@@ -377,7 +340,7 @@ def set_up(config):
     corpus = corpus or open_corpus(config.dataset, allow_stale=True)
     checkpoint.compare_corpora(corpus)
     run = Run(config, corpus)
-    print0(describe_run(config, run.corpus.encoding.n_vocab))
+    print0(describe(config, run.model.num_params()))
     compiled = ', compiled' if config.compile else ''
     processes = f', {world_size} processes' if world_size > 1 else ''
     print0(f'device: {config.device}, {how}{compiled}{processes}')
@@ -394,33 +357,17 @@ def set_up(config):
     if config.warmup_iters >= run.last_step:
         print0(f'    warmup_iters is {config.warmup_iters}: the learning rate does not reach its peak')
     if saved:
-        for change in checkpoint.restore(run, saved):
-            print0(f'resume: {change}')
-        before, now = run.learning_rate(SimpleNamespace(**saved['knobs'])), run.learning_rate(config)
-        if run.step < run.last_step and not math.isclose(before, now, rel_tol=0.01):
-            print0(f'resume: the learning rate jumps from {before:.2e} to {now:.2e}, since its schedule has changed')
-        print0(f'resumed at step {run.step} of {run.last_step}')
+        checkpoint.restore(run, saved)
     elif rank == 0:
         checkpoint.move_aside(Path(config.out_dir))  # --overwrite, now that nothing can be refused any more
     return run
-
-
-def write_text(net, encoding, prompt, max_new_tokens, config, **options):
-    """A model's continuation of a prompt, up to <|endoftext|>. config: the model's knobs; options: model.generate's."""
-    net.eval()
-    ids = [encoding.eot_token, *encoding.encode_ordinary(prompt)]  # the prompt is the start of a document
-    with autocast(config):
-        prompt_ids = torch.tensor([ids], device=config.device)
-        tokens = net.generate(prompt_ids, max_new_tokens, unused_ids=unused_ids(encoding), **options)
-        ids = itertools.takewhile(lambda i: i != encoding.eot_token, map(torch.Tensor.item, tokens))
-        return encoding.decode(list(ids))
 
 
 def main():
     config, files = configure([__file__])
     check_knobs(config)
     if config.max_iters == 0:
-        print0(describe_run(config, vocab_size_of(config.dataset)))
+        print0(describe(config, machine.count_params(config, vocab_size_of(config.dataset))))
         return
     name = '_'.join(Path(file).stem for file in files) or 'default'
     name += f'_{corpus_name(config.dataset)}' if config.dataset != dataset else ''

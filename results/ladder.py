@@ -31,7 +31,7 @@ from machine import choose_machine, run_program
 from results.paired import NOT_SETTINGS, final_loss, runs_by_config
 from results.report import markdown, mean_sd
 from results.runs import RESULTS, ROOT, RUNS, config_path, provenance, read, results_file, write
-from sample import load_model
+from sample import load_model, write_text
 from sources import locked
 
 seeds = '1'  # of every run, with commas between them
@@ -111,7 +111,7 @@ def write_sample(c, folder):
     """How a finished run's model continues the prompt, on one line."""
     net, encoding, knobs = load_model(folder, c.device)
     generator = torch.Generator(knobs.device).manual_seed(1)
-    text = train.write_text(net, encoding, c.prompt, 60, knobs, temperature=0.7, top_k=50, generator=generator)
+    text = write_text(net, encoding, c.prompt, 60, knobs, temperature=0.7, top_k=50, generator=generator)
     return ' '.join((c.prompt + text).split())
 
 

@@ -11,13 +11,11 @@ import statistics
 import sys
 
 import numpy as np
-import torch
 
 import train
 from bpe import MERGES
-from configurator import configure
-from machine import run_program
-from model import build_model
+from configurator import configure, describe
+from machine import count_params, run_program
 from results.paired import final_loss, interval, paired, runs_by_config
 from results.runs import NOTEBOOK, RESULTS, ROOT, RUNS, config_path, parent_of, read
 
@@ -75,9 +73,8 @@ def full_size_difference(full, config, other, key='val_loss'):
 
 def parameters(name):
     """How many parameters a config's model has, as the notebook counts them."""
-    c, _ = configure([train.__file__], [config_path(name), '--attention=naive'])
-    with torch.device('meta'):  # counted, not allocated
-        return build_model(c, VOCAB_SIZE).num_params()
+    c, _ = configure([train.__file__], [config_path(name)])
+    return count_params(c, VOCAB_SIZE)
 
 
 def runs_table(full, short, names):
@@ -133,8 +130,8 @@ def notebook_table():
     lines = []
     for name, run in RUNS.items():
         if 'losses' in run:
-            c, _ = configure([train.__file__], [config_path(name), '--attention=naive'])
-            lines.append([run['number'], train.describe_run(c, VOCAB_SIZE), run['losses'], run['ms_per_batch']])
+            c, _ = configure([train.__file__], [config_path(name)])
+            lines.append([run['number'], describe(c, parameters(name)), run['losses'], run['ms_per_batch']])
     return markdown(['#', 'run', 'losses after epochs 1, 2, 3', 'ms/batch'], lines)
 
 

@@ -84,7 +84,7 @@ def test_defaults_and_order():
         ('n_layer = 2 * 3 + 4 // 2 - 1', 'n_layer', 7),
         ('learning_rate = 6e-4 / 2', 'learning_rate', 3e-4),
         ('learning_rate = 1', 'learning_rate', 1.0),
-        ('learning_rate = -1', 'learning_rate', -1.0),
+        ('learning_rate = 2 * -(-1)', 'learning_rate', 2.0),
         ('compile = True', 'compile', True),
         ('compile = None', 'compile', None),
         ('max_iters = 5', 'max_iters', 5),
@@ -123,7 +123,7 @@ def test_values_of_a_flag(flag, name, value):
 
 
 @pytest.mark.parametrize('words, changes', [
-    ('--n_layer 8', {'n_layer': 8}), ('--learning_rate -1', {'learning_rate': -1.0}),
+    ('--n_layer 8', {'n_layer': 8}), ('--learning_rate -1+3', {'learning_rate': 2.0}),
     ('--schedule down --overwrite', {'schedule': 'down', 'overwrite': True}),
     ('--dataset c.py --out_dir None', {'dataset': 'c.py'}),
     ('--compile False --overwrite True', {'compile': False, 'overwrite': True}),
@@ -150,6 +150,7 @@ def test_the_command_to_resume_is_right_after_blanks(run):
         ('zzz = 3', ['c.py:1', "'zzz'", '--help']),
         ('n_layer = 3.0', ['c.py:1', '3.0', 'expected int']),
         ('n_layer = True', ['True', 'expected int']),
+        ('\nn_layer = 0', ['c.py:2', 'n_layer is 0, expected 1 <= n_layer < ']),
         ('overwrite = 1', ['expected bool']),
         ('schedule = "side"', ['c.py:1', "'side'", "expected 'up' or 'down'"]),
         ('schedule = None', ['None', "expected 'up' or 'down'"]),

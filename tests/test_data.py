@@ -18,6 +18,7 @@ import data
 import sources
 import train
 from configurator import configure
+from sample import write_text
 
 # ---- a corpus ------------------------------------------------------------------------------------------------------
 
@@ -119,7 +120,7 @@ def test_a_model_never_writes_an_id_that_stands_for_no_text(monkeypatch):
 
     monkeypatch.setattr(net, 'forward', favouring)
     for options in (dict(temperature=0), dict(temperature=1.0), dict(top_k=3), dict(top_k=1)):
-        assert len(train.write_text(net, encoding, 'ab', 50, config, **options)) > 10
+        assert len(write_text(net, encoding, 'ab', 50, config, **options)) > 10
 
 
 # ---- batches -------------------------------------------------------------------------------------------------------

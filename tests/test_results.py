@@ -221,9 +221,9 @@ def test_what_cannot_be_written_is_found_before_the_first_run(climb, tmp_path, m
 
 def test_a_run_that_fails_stops_no_other(climb, here, tmp_path):
     bad = tmp_path / 'bad.py'
-    bad.write_text('min_lr = -1.0')
+    bad.write_text('min_lr = 1.0')
     status, results, printed = climb(str(bad), 'warmup')
-    assert status.splitlines()[-1] == 'failed: bad (seed 1, exit status 1)' and 'min_lr is -1.0' in printed
+    assert status.splitlines()[-1] == 'failed: bad (seed 1, exit status 1)' and 'min_lr is 1.0' in printed
     bad.write_text('min_lr = 0.0')
     _, results, printed = climb(str(bad), 'warmup')
     assert names_and_seeds(results) == [('warmup', 1), ('bad', 1)]
