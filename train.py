@@ -272,11 +272,21 @@ def log_step(run, metrics, seconds):
            f'| loss {loss:6.3f} | gradient norm {norm:5.2f}')  # fmt: skip
     checkpoint.record(metrics, step=run.step, epoch=epoch + 1, lr=run.lr, ms_per_batch=ms, loss=loss, grad_norm=norm)
     run.since_log = []
-    is_first = run.step == run.config.log_interval
-    if is_first and run.device.type == 'cpu' and run.config.batch_size * run.config.block_size > 768:
-        minutes = (run.last_step - run.step) * statistics.median(seconds) / 60
-        if minutes > 15:
-            print0(f'    about {minutes:.0f} minutes left; config/cpu.py after the config makes it a short run')
+    if run.device.type == 'cpu':
+        hint_at_time(run, seconds)
+
+
+def hint_at_time(run, seconds):
+    """On a CPU: say at the first log line how long a long run takes, and later if steps have become much slower."""
+    n = run.config.log_interval
+    minutes = (run.last_step - run.step) * statistics.median(seconds) / 60
+    if run.step == n and minutes > 15 and run.config.batch_size * run.config.block_size > 768:
+        print0(f'    about {minutes:.0f} minutes left; config/cpu.py after the config makes it a short run')
+    now, before = sum(seconds[-n:]), sum(seconds[-2 * n : -n])
+    if torch.get_num_threads() > 1 and before and now > max(1.0, 3 * before):
+        # threads wait for each other: one that has to share its core holds up all of them
+        print0(f'    {now / before:.0f} times as slow as before: if other programs use the CPU, one thread is faster. '
+               f'Ctrl-C, then {checkpoint.resume_command("--threads=1")}')  # fmt: skip
 
 
 def evaluate_and_log(run, metrics, seconds, signals):

@@ -11,6 +11,7 @@ import resource
 import shutil
 import statistics
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -121,6 +122,24 @@ def test_a_long_run_on_a_cpu_says_how_long_and_what_helps(run, block_size):
     out = run('--out_dir=out/long', '--overwrite', '--max_iters=100000000', f'--block_size={block_size}', stop_at=10)
     hints = re.findall(r'\n    about \d+ minutes left; config/cpu.py after the config makes it a short run\n', out)
     assert len(hints) == (block_size == 256)
+
+
+@pytest.mark.parametrize(('threads', 'slower', 'said'), [(2, 20, 1), (2, 2, 0), (1, 20, 0)])
+def test_steps_that_become_much_slower_are_said_once(run, monkeypatch, threads, slower, said):
+    clock, train_step = [0.0], train.Run.train_step
+
+    def timed_step(run):
+        clock[0] += 0.1 * (slower if run.step >= 10 else 1)
+        return train_step(run)
+
+    monkeypatch.setattr(train.Run, 'train_step', timed_step)
+    monkeypatch.setattr(train, 'time', SimpleNamespace(perf_counter=lambda: clock[0], monotonic=time.monotonic))
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
+    out = run('--out_dir=out/slower', '--overwrite', '--max_iters=30')
+    hints = re.findall('\n    20 times as slow as before: .* Ctrl-C, then (python train.py .*--threads=1)\n', out)
+    assert len(hints) == out.count('as slow as before') == said
+    if said:
+        assert 'resumed at step 30 of 30' in run(*hints[0].split()[2:])
 
 
 def test_the_scale_multiplies_both_rates(run):
