@@ -128,7 +128,8 @@ def load(out_dir):
         return state | {'knobs': vars(defaults) | state['knobs']}
     except OSError as error:
         if not path.exists() and (path.parent / 'metrics.jsonl').exists():
-            sys.exit(f'{path.parent} was stopped before its first checkpoint: leave out --init_from=resume.')
+            sys.exit(f'{path.parent} has no checkpoint yet: a run writes its first after a minute. If it was stopped '
+                     'before that, start it anew, without --init_from=resume.')  # fmt: skip
         found = {*path.parent.glob('*/ckpt.pt'), *path.parent.parent.glob('*/ckpt.pt')}
         runs = ', '.join(sorted(str(file.parent) for file in found)) or 'none'
         sys.exit(f'{path} cannot be read: {error.strerror}. Existing runs: {runs}.')

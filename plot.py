@@ -35,6 +35,9 @@ def draw_curves(runs, pictures):
         series[group[0]['folder']] = [curves(run, tokens_per_step) for run in group]
         for name, ours in published(group[0]['settings']).items():
             behind[f'{name} in results/'] = [curves(run, tokens_per_step) for run in ours]
+            if len({round(e['step'] / e['epoch']) for run in [*group, *ours] for e in run['evaluations']}) > 1:
+                print(f'ours, in grey, read the library of Python {ours[0]["python"]}, yours another text: compare the '
+                      'shapes of the curves, not the losses', file=sys.stderr)  # fmt: skip
     if len({run['corpus'] for run in runs}) > 1:
         print('these runs read different corpora: their losses cannot be compared', file=sys.stderr)
     path = Path(runs[0]['folder'], 'plot.png')

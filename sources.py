@@ -156,6 +156,9 @@ def check_source(source, place, name):
     """Exit if a source does not exist, or could not become data/NAME without a loss."""
     folder, remote = ROOT / name, is_url(place)
     existing = set(os.listdir(folder)) if folder.is_dir() else set()
+    if not remote and not os.path.exists(place) and find_prepared(source):
+        again = command_again(read_meta(ROOT / source))
+        sys.exit(f'{ROOT / source} is prepared already: --dataset={source} trains on it; to do it again: {again}')
     if not remote and not os.path.exists(place):
         names = ', '.join(sorted(p.parent.name for p in ROOT.glob('*/meta.json'))) or 'none'
         sys.exit(f'{source} is no path and no corpus; prepared: {names}; known: {", ".join(KNOWN)}.')

@@ -17,7 +17,7 @@ import results.pictures
 import train
 from configurator import configure
 from machine import run_program
-from results.curves import curves, published
+from results.curves import curves, load_run, published
 from results.paired import settings_of, verdict
 from results.runs import config_path
 from sample import load_model
@@ -93,6 +93,20 @@ def test_seeds_form_a_band_and_a_folder_counts_once(run, show):
     assert not behind and [[*curve] for curve in series['out/band_1'][1]] == [[5 * 64, 10 * 64]] * 2
     show(*folders)
     assert png_size('out/band_1/plot.png') == (1170, 650) and not Path('out/band_wide/plot.png').exists()
+
+
+@pytest.mark.parametrize('same', [True, False])
+def test_ours_behind_another_text_are_said_to_be_so(run, show, monkeypatch, capsys, same):
+    run('--out_dir=out/text', '--overwrite')
+    ours = load_run('out/text') | {'python': '3.11.7'}
+    if not same:
+        ours['evaluations'] = [e | {'epoch': e['epoch'] * 0.95} for e in ours['evaluations']]
+    monkeypatch.setattr(plot, 'published', lambda settings: {'best': [ours]})
+    monkeypatch.setattr(sys, 'argv', ['plot.py', 'out/text'])
+    capsys.readouterr()
+    plot.main()
+    words = 'ours, in grey, read the library of Python 3.11.7, yours another text: compare the shapes'
+    assert capsys.readouterr().err.startswith(words) != same
 
 
 @pytest.mark.parametrize('log_interval', [5, 1000])  # with the second there are evaluations only

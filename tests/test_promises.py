@@ -645,7 +645,7 @@ def test_resuming_keeps_the_corpus_of_before_although_its_source_has_changed(run
 def test_resuming_before_the_first_checkpoint_says_so(run):
     Path('out/too_early').mkdir(parents=True)
     Path('out/too_early/metrics.jsonl').write_text('{"step": 5, "loss": 6.0}\n')
-    with pytest.raises(SystemExit, match='^out/too_early was stopped before its first checkpoint: leave out --init'):
+    with pytest.raises(SystemExit, match='^out/too_early has no checkpoint yet: .* without --init_from=resume.$'):
         run('--out_dir=out/too_early', '--init_from=resume')
 
 

@@ -245,6 +245,8 @@ def test_a_changed_source_is_prepared_again(capfd, monkeypatch):
     with exits('no path'):
         data.open_corpus('nowhere/texts', allow_stale=True)
     shutil.rmtree('texts')
+    with exits('data/texts is prepared already: --dataset=texts trains on it; to do it again: python data.py '):
+        sources.prepare('texts')  # the name of a corpus in place of its source
     assert len(data.open_corpus('data/texts').val) and len(data.open_corpus('data/texts/').val)
 
 
