@@ -26,6 +26,8 @@ for what in attention dtype=bfloat16,float32 compile; do
 done 2>&1 | tee results/compare_cuda.txt
 if [ -d "$nanogpt" ]; then
     "$python" -m results.nanogpt --publish --nanogpt="$nanogpt" --position=learned --d_ff=800 --seconds=3
+    "$python" -m results.nanogpt --publish --nanogpt="$nanogpt" --position=learned --d_ff=512 --seconds=3 \
+        --n_layer=4 --n_head=4 --n_embd=128 --batch_size=12 --block_size=64
 else
     echo "no nanoGPT in $nanogpt: git clone https://github.com/karpathy/nanoGPT $nanogpt" >&2
 fi
