@@ -11,7 +11,6 @@ import os
 import pickle
 import random
 import re
-import resource
 import shutil
 import signal
 import socket
@@ -175,6 +174,8 @@ def test_a_crash_inside_a_save_leaves_a_whole_checkpoint(start, owner, name, aft
 
 
 def limit_files(size):
+    import resource  # Windows has none
+
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 

@@ -7,7 +7,6 @@ import json
 import math
 import platform
 import re
-import resource
 import shutil
 import statistics
 import sys
@@ -631,6 +630,8 @@ def test_float32_products_are_onednns_where_they_are_faster_and_as_exact(monkeyp
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='a setting of glibc')
 def test_freed_memory_is_not_asked_for_anew():
     """The page faults of allocating four times 20 MB again and again: by default thousands."""
+    import resource  # Windows has none
+
     machine.keep_freed_memory()
     faults = []
     for _ in range(9):
