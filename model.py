@@ -41,8 +41,8 @@ def rotary_table(block_size, width, base=10000.0):
 
 
 def apply_rotary(x, cos, sin):
-    """Rotate each pair (x[i], x[i + D/2]) of x (B, T, 2, H, D), queries and keys, by the angle of its position, in the
-    type of x. Positions then enter the product of query and key only by their distance. cos, sin: (T, 1, 1, D/2)."""
+    """Rotate each pair (x[i], x[i + D/2]) of x (B, T, 2, H, D), queries and keys, by the angle of its position, in
+    float32. Positions then enter the product of query and key only by their distance. cos, sin: (T, 1, 1, D/2)."""
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).type_as(x)
 
