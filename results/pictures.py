@@ -43,9 +43,9 @@ def spread(values, gap):
 
 
 def draw_milestones(path):
-    """Validation loss against tokens at full size, five runs; and `best` on a tenth of the text."""
+    """Validation loss against tokens at full size, five runs; and `best` on a twelfth of the text."""
     results = read(RESULTS / f'{FULL_SIZE}.json')
-    runs, tenth = runs_by_config(results), results['besides']['best on a tenth of the text']
+    runs, little = runs_by_config(results), results['besides']['best on a twelfth of the text']
     figure, [axes] = new_figure(9, 5)
     curves = {}
     for name in MILESTONES:
@@ -56,11 +56,11 @@ def draw_milestones(path):
         tokens, loss = curve[-1]
         axes.plot(*zip(*curve, strict=True), color=color, linewidth=2.2)
         axes.annotate(f'{label}: {loss:.2f}', (tokens + 1, height), color=color, va='center', fontsize=11)
-    x, y = tenth['tokens'] / 1e6, tenth['val_loss']
+    x, y = little['tokens'] / 1e6, little['val_loss']
     axes.plot(x, y, 'o', color=BLUE, markersize=8)
     arrow = {'arrowstyle': '->', 'color': BLUE, 'linestyle': ':', 'linewidth': 1.5}
     axes.annotate('', (x + 0.8, y), curves['learning_rate'][-1], arrowprops=arrow)
-    axes.text(25, y - 0.06, 'best reaches the same loss with a tenth of the text', color=BLUE, va='center', fontsize=11)
+    axes.text(25, y - 0.06, 'best passes that loss with a twelfth of the tokens', color=BLUE, va='center', fontsize=11)
     axes.set(xlabel='million tokens of training (three epochs of 210 books)', xlim=(0, 150),
              ylabel='validation loss (nats per token)', ylim=(2.65, 4.75))  # fmt: skip
     axes.set_xticks(range(0, 101, 20))
