@@ -128,8 +128,10 @@ def load(out_dir):
         return state | {'knobs': vars(defaults) | state['knobs']}
     except OSError as error:
         if not path.exists() and (path.parent / 'metrics.jsonl').exists():
+            old = path.with_name('ckpt.pt.old')  # of move_aside
+            kept = f' {old} and metrics.jsonl.old are the run before: rename both to keep it.' if old.exists() else ''
             sys.exit(f'{path.parent} has no checkpoint yet: a run writes its first after a minute. If it was stopped '
-                     'before that, start it anew, without --init_from=resume.')  # fmt: skip
+                     f'before that, start it anew, without --init_from=resume.{kept}')  # fmt: skip
         found = {*path.parent.glob('*/ckpt.pt'), *path.parent.parent.glob('*/ckpt.pt')}
         runs = ', '.join(sorted(str(file.parent) for file in found)) or 'none'
         sys.exit(f'{path} cannot be read: {error.strerror}. Existing runs: {runs}.')

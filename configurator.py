@@ -76,7 +76,7 @@ def find_config(path, program):
     places += [home / 'config' / path, home / 'config' / f'{path}.py']
     nearest = path if path.endswith('.py') else str(home / 'config' / f'{Path(path).stem}.py')
     if places[0].is_dir() and not any(place.is_file() for place in places):
-        sys.exit(f'{path} is a folder, expected a config file; a run is named by --out_dir={path}.')
+        sys.exit(f'{path or repr(path)} is a folder, expected a config file; a run is named by --out_dir={path}.')
     return next((str(place) for place in places if place.is_file()), nearest)
 
 

@@ -305,5 +305,5 @@ def run_program(main):
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is one; on a CPU torch raises a plain one
         if isinstance(error, RuntimeError) and not re.search('out of memory|allocate|overflow', str(error)):
             raise
-        sys.exit('out of memory: in training a lower --batch_size takes less, and so do more '
-                 '--gradient_accumulation_steps, for the same update.')  # fmt: skip
+        sys.exit('out of memory: a smaller model takes less; in training so does a lower --batch_size or, for the same '
+                 'update, more --gradient_accumulation_steps.')  # fmt: skip

@@ -29,15 +29,18 @@ layer: int | None = None  # the layer whose attention is drawn, counted from 1; 
 
 def draw_curves(runs, pictures):
     """Draw the losses of runs, and behind them, in grey, those in results/ with the same settings."""
-    series, behind = {}, {}
+    series, behind, elsewhere = {}, {}, []
     for group in group_seeds(runs):
         tokens_per_step = group[0]['tokens_per_step']
         series[group[0]['folder']] = [curves(run, tokens_per_step) for run in group]
         for name, ours in published(group[0]['settings']).items():
             behind[f'{name} in results/'] = [curves(run, tokens_per_step) for run in ours]
-            if len({round(e['step'] / e['epoch']) for run in [*group, *ours] for e in run['evaluations']}) > 1:
-                print(f'ours, in grey, read the library of Python {ours[0]["python"]}, yours another text: compare the '
-                      'shapes of the curves, not the losses', file=sys.stderr)  # fmt: skip
+            version = ours[0]['python']
+            if group[0]['corpus'] != ours[0]['corpus']:
+                elsewhere.append(group[0]['folder'])
+    if elsewhere:
+        print(f'ours, in grey, read the library of Python {version}, but {", ".join(elsewhere)} another text: compare '
+              'the shapes of the curves, not the losses', file=sys.stderr)  # fmt: skip
     if len({run['corpus'] for run in runs}) > 1:
         print('these runs read different corpora: their losses cannot be compared', file=sys.stderr)
     path = Path(runs[0]['folder'], 'plot.png')

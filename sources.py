@@ -156,12 +156,12 @@ def check_source(source, place, name):
     """Exit if a source does not exist, or could not become data/NAME without a loss."""
     folder, remote = ROOT / name, is_url(place)
     existing = set(os.listdir(folder)) if folder.is_dir() else set()
-    if not remote and not os.path.exists(place) and find_prepared(source):
-        again = command_again(read_meta(ROOT / source))
-        sys.exit(f'{ROOT / source} is prepared already: --dataset={source} trains on it; to do it again: {again}')
+    if not remote and not os.path.exists(place) and source == name and find_prepared(name):
+        sys.exit(f'{folder} is prepared already: --dataset={shlex.quote(name)} trains on it. Only from its source, '
+                 f'{read_meta(folder)["source"]}, could it be prepared again.')  # fmt: skip
     if not remote and not os.path.exists(place):
         names = ', '.join(sorted(p.parent.name for p in ROOT.glob('*/meta.json'))) or 'none'
-        sys.exit(f'{source} is no path and no corpus; prepared: {names}; known: {", ".join(KNOWN)}.')
+        sys.exit(f'{source} is no path and no known name; prepared: {names}; known: {", ".join(KNOWN)}.')
     if not remote and not os.path.isfile(place) and not os.path.isdir(place):
         sys.exit(f'{source} is a pipe or a device, which cannot be read twice: save its text to a file first.')
     if name in KNOWN and source not in KNOWN:

@@ -260,7 +260,7 @@ def read_losses(run):
 def exit_diverged(run, reason):
     """Exit before weights that are not finite are saved."""
     sys.exit(f'{reason}: likely float16, too short a warmup, or too high a learning_rate; '
-             f'try --learning_rate={run.config.learning_rate / 2}. What was saved is kept.')  # fmt: skip
+             f'try --learning_rate_scale={run.config.learning_rate_scale / 2}. What was saved is kept.')  # fmt: skip
 
 
 def log_step(run, metrics, seconds):
@@ -283,7 +283,7 @@ def hint_at_time(run, seconds):
     if run.step == n and minutes > 15 and run.config.batch_size * run.config.block_size > 768:
         print0(f'    about {minutes:.0f} minutes left; config/cpu.py after the config makes it a short run')
     now, before = sum(seconds[-n:]), sum(seconds[-2 * n : -n])
-    if torch.get_num_threads() > 1 and before and now > max(1.0, 3 * before):
+    if torch.get_num_threads() > 1 and len(seconds) >= 2 * n and now > max(1.0, 3 * before):
         # threads wait for each other: one that has to share its core holds up all of them
         print0(f'    {now / before:.0f} times as slow as before: if other programs use the CPU, one thread is faster. '
                f'Ctrl-C, then {checkpoint.resume_command("--threads=1")}')  # fmt: skip

@@ -98,14 +98,12 @@ def test_seeds_form_a_band_and_a_folder_counts_once(run, show):
 @pytest.mark.parametrize('same', [True, False])
 def test_ours_behind_another_text_are_said_to_be_so(run, show, monkeypatch, capsys, same):
     run('--out_dir=out/text', '--overwrite')
-    ours = load_run('out/text') | {'python': '3.11.7'}
-    if not same:
-        ours['evaluations'] = [e | {'epoch': e['epoch'] * 0.95} for e in ours['evaluations']]
+    ours = load_run('out/text') | {'python': '3.11.7'} | ({} if same else {'corpus': 'of 3.11.7'})
     monkeypatch.setattr(plot, 'published', lambda settings: {'best': [ours]})
     monkeypatch.setattr(sys, 'argv', ['plot.py', 'out/text'])
     capsys.readouterr()
     plot.main()
-    words = 'ours, in grey, read the library of Python 3.11.7, yours another text: compare the shapes'
+    words = 'ours, in grey, read the library of Python 3.11.7, but out/text another text: compare the shapes'
     assert capsys.readouterr().err.startswith(words) != same
 
 

@@ -245,8 +245,10 @@ def test_a_changed_source_is_prepared_again(capfd, monkeypatch):
     with exits('no path'):
         data.open_corpus('nowhere/texts', allow_stale=True)
     shutil.rmtree('texts')
-    with exits('data/texts is prepared already: --dataset=texts trains on it; to do it again: python data.py '):
+    with exits('data/texts is prepared already: --dataset=texts trains on it.'):
         sources.prepare('texts')  # the name of a corpus in place of its source
+    with exits('texts is no path and no known name; prepared: ', 'texts'):
+        sources.prepare('texts', encoding='gpt2')
     assert len(data.open_corpus('data/texts').val) and len(data.open_corpus('data/texts/').val)
 
 
@@ -310,7 +312,7 @@ def test_a_killed_preparation_leaves_no_corpus():
     killed = run_and('sources.checksum = lambda path: os.kill(os.getpid(), signal.SIGKILL)')
     assert killed.returncode == -signal.SIGKILL and 'tokens in val.bin' in killed.stderr
     assert not Path('data/text').exists()
-    with exits('text', 'no corpus'):
+    with exits('text is no path', 'prepared: none'):
         data.open_corpus('text')
     assert sources.prepare('text.txt') == 'text'
     assert bytes_of('text') == b'half ' * 100_000
