@@ -3,6 +3,7 @@
     python train.py config/swiglu.py config/cpu.py --n_layer=8 --overwrite
 
 Config files apply in order, then the command line, where --n_layer 8 will do, too. A config is parsed, never executed.
+`describe` says in words what a config trains.
 """
 
 import ast

@@ -648,6 +648,9 @@ def test_resuming_before_the_first_checkpoint_says_so(run):
     Path('out/too_early/metrics.jsonl').write_text('{"step": 5, "loss": 6.0}\n')
     with pytest.raises(SystemExit, match='^out/too_early has no checkpoint yet: .* without --init_from=resume.$'):
         run('--out_dir=out/too_early', '--init_from=resume')
+    Path('out/too_early/ckpt.pt.old').touch()  # of the run that --overwrite gave up
+    with pytest.raises(SystemExit, match='out/too_early/ckpt.pt.old and metrics.jsonl.old are the run before'):
+        run('--out_dir=out/too_early', '--init_from=resume')
 
 
 def test_resuming_nothing_is_refused(run):
