@@ -139,7 +139,7 @@ def check(name, value, knobs):
         raise ValueError(f'{name} is {value!r:.60}, expected {expected}.')
     low, high = 0, 1 if name in ('dropout', 'ema_decay') else math.inf
     if type(value) is int:
-        low, high = 0 if name in ('seed', 'warmup_iters', 'max_iters') else 1, 2**63
+        low, high = 0 if name in ('seed', 'warmup_iters', 'max_iters') else 1, 1000 if name == 'threads' else 2**63
     if type(value) in (int, float) and not low <= value < high:
         raise ValueError(f'{name} is {value}, expected {low} <= {name} < {high:.3g}.')
     return value

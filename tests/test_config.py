@@ -142,6 +142,7 @@ def test_what_the_pytorch_model_would_ignore_is_refused(knob):
 @pytest.mark.parametrize(('flag', 'words'), [
     ('--dropout=1', '0 <= dropout < 1.'), ('--ema_decay=1', '0 <= ema_decay < 1.'),
     ('--n_layer=0', '1 <= n_layer < '), ('--seed=9223372036854775808', '0 <= seed < 9.22e'),
+    ('--threads=2147483648', '1 <= threads < 1e'),
     ('--learning_rate=-1', '0 <= learning_rate < '), ('--lr_schedule=linear', "'constant' or 'cosine'"),
     ('--min_lr=1', 'at most the learning_rate, 0.0001'), ('--stop_epoch=0', '1 <= stop_epoch < '),
     ('--stop_epoch=4', 'at most the epochs, 3'),
