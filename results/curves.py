@@ -6,16 +6,14 @@ import sys
 from pathlib import Path
 
 import checkpoint
-import train
-from configurator import configure
-from results.ladder import ADAMW, numbers_of
+from results import ladder
 from results.paired import final_loss, runs_by_config, settings_of
 from results.runs import RESULTS, config_path, read
 
 
 def load_run(folder):
     """A run's numbers, as results.ladder keeps them, and what they were measured with. Exits if there are none."""
-    saved, numbers = checkpoint.load(folder), numbers_of(Path(folder))
+    saved, numbers = checkpoint.load(folder), ladder.numbers_of(Path(folder))
     if not numbers['curve'] and not numbers['evaluations']:
         sys.exit(f'{folder} holds no losses: it was stopped before its first log line; --init_from=resume trains on.')
     knobs = saved['knobs']
@@ -32,10 +30,9 @@ def published(settings):
     """The short runs in results/ that had these settings, in whatever number format: {config: runs}, or {}."""
     results = read(RESULTS / 'ladder_stdlib_cpu.json')
     for name, runs in runs_by_config(results).items():
-        words = [word for word in results['knobs'] if name in ADAMW or not word.startswith('--learning_rate_scale')]
         with contextlib.suppress(SystemExit):  # the config is gone, or in the middle of an edit
-            knobs, _ = configure([train.__file__], [config_path(name), *words])
-            if settings_of(vars(knobs)) == settings | {'dtype': knobs.dtype}:
+            _, knobs = ladder.settings_of(config_path(name), results['knobs'])
+            if settings_of(knobs) == settings | {'dtype': knobs['dtype']}:
                 return {name: [run | {'corpus': results['train.bin']} for run in runs]}
     return {}
 

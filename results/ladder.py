@@ -4,8 +4,8 @@
     python -m results.ladder config/cpu.py --learning_rate_scale=3 --dtype=float32     as short runs, on a laptop
     python -m results.ladder config/mine.py config/swiglu.py config/cpu.py --seeds=1,2,3     some, several seeds each
 
-config/cpu.py and train.py's knobs apply to every run; but runs 1 and 16 to 21 and best_97m, whose learning rates need
-no factor, do without --learning_rate_scale. The same command again resumes: it skips finished runs, and continues one
+config/cpu.py and train.py's knobs apply to every run; but --learning_rate_scale to those with AdamW only, since the
+learning rates of SGD and Muon need no factor. The same command again resumes: it skips finished runs, and continues one
 that was stopped from its checkpoint. A run that fails is reported at the end. Several of these programs may run at the
 same time. --publish keeps the numbers in results/.
 """
@@ -39,7 +39,6 @@ prompt = 'The old man looked at me and said'  # every finished run continues it:
 publish = False  # keep the numbers in results/, to be committed, not in out/
 
 PROGRAMS = [__file__, train.__file__]  # whose knobs these are
-ADAMW = [name for name, run in RUNS.items() if 2 <= run['number'] <= 15]  # these have the notebook's learning rates
 ONE_EPOCH = ('swiglu_18', 'swiglu_23')  # the notebook stopped these after one epoch of three, and so do we
 HANDED_ON = [signum for signum in checkpoint.STOP_SIGNALS if signum.name not in ('SIGINT', 'SIGHUP')]
 STOPPED = [128 + signum for signum in checkpoint.STOP_SIGNALS]  # the exit status of a run that was told to stop
@@ -69,7 +68,7 @@ def run_train(*words):
 def settings_of(config, flags):
     """The settings of a config's runs: train.py's arguments, which are the flags that concern it, and its knobs."""
     name, words = Path(config).stem, [config, *flags]
-    if name in RUNS and name not in ADAMW or name == 'best_97m':
+    if configure([train.__file__], words)[0].optimizer != 'adamw':  # their learning rates need no factor
         words = [word for word in words if not word.startswith('--learning_rate_scale')]
     if name in ONE_EPOCH and configure([train.__file__], words)[0].max_iters is None:
         words.append('--stop_epoch=1')

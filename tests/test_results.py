@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -232,8 +233,12 @@ def test_a_run_that_fails_stops_no_other(climb, here, tmp_path):
 def test_overlays_follow_the_runs_and_only_adamws_runs_are_scaled(climb, here, tmp_path):
     overlay = tmp_path / 'cpu.py'
     overlay.write_text('warmup_iters = 7')
-    climb('sgd', str(overlay), 'adam', 'best', '--learning_rate_scale=3', '--seeds=3')
-    assert [knobs_of(run)['learning_rate_scale'] for run in ('sgd_3', 'adam_3', 'best_3')] == [1.0, 3.0, 1.0]
+    for name, parent in (('mine', 'best'), ('my_adam', 'adam')):  # a reader's copies
+        shutil.copy(runs.config_path(parent), tmp_path / f'{name}.py')
+    copies = [str(tmp_path / 'mine.py'), str(tmp_path / 'my_adam.py')]
+    climb('sgd', str(overlay), 'adam', 'best', *copies, '--learning_rate_scale=3', '--seeds=3')
+    scales = [knobs_of(f'{run}_3')['learning_rate_scale'] for run in ('sgd', 'adam', 'best', 'mine', 'my_adam')]
+    assert scales == [1.0, 3.0, 1.0, 1.0, 3.0]
     assert [knobs_of(run)['warmup_iters'] for run in ('sgd_3', 'adam_3')] == [7, 7]
     every_run = [runs.config_path(name) for name in runs.RUNS]
     assert ladder.runs_and_overlays(['config/cpu.py']) == (every_run, ['config/cpu.py'])
