@@ -43,9 +43,8 @@ def spread(values, gap):
 
 
 def draw_milestones(path):
-    """Validation loss against tokens at full size, five runs; and `best` on a twelfth of the text."""
-    results = read(RESULTS / f'{FULL_SIZE}.json')
-    runs, little = runs_by_config(results), results['besides']['best on a twelfth of the text']
+    """Validation loss against tokens at full size, five runs; and where `best` passes the last loss of run 13."""
+    runs = runs_by_config(read(RESULTS / f'{FULL_SIZE}.json'))
     figure, [axes] = new_figure(9, 5)
     curves = {}
     for name in MILESTONES:
@@ -56,11 +55,11 @@ def draw_milestones(path):
         tokens, loss = curve[-1]
         axes.plot(*zip(*curve, strict=True), color=color, linewidth=2.2)
         axes.annotate(f'{label}: {loss:.2f}', (tokens + 1, height), color=color, va='center', fontsize=11)
-    x, y = little['tokens'] / 1e6, little['val_loss']
-    axes.plot(x, y, 'o', color=BLUE, markersize=8)
-    arrow = {'arrowstyle': '->', 'color': BLUE, 'linestyle': ':', 'linewidth': 1.5}
-    axes.annotate('', (x + 0.8, y), curves['learning_rate'][-1], arrowprops=arrow)
-    axes.text(25, y - 0.06, 'best passes that loss with a twelfth of the tokens', color=BLUE, va='center', fontsize=11)
+    target = curves['learning_rate'][-1][1]
+    tokens, loss = next((tokens, loss) for tokens, loss in curves['best'] if loss < target)  # the first evaluation
+    axes.plot(tokens, loss, 'o', color=BLUE, markersize=8)
+    axes.plot([tokens, 105], [target, target], ':', color=GREEN, linewidth=1.5)
+    axes.text(tokens + 2, loss + 0.01, f'below {target:.2f} after {tokens:.0f} million', color=BLUE, fontsize=11)
     axes.set(xlabel='million tokens of training (three epochs of 210 books)', xlim=(0, 150),
              ylabel='validation loss (nats per token)', ylim=(2.65, 4.75))  # fmt: skip
     axes.set_xticks(range(0, 101, 20))
@@ -98,7 +97,12 @@ def draw_staircase(path):
             seeds = [*map(final_loss, short[name])] if is_short else []
             axes.plot(seeds, [i] * len(seeds), '|', color=BLACK, markersize=7)
             place = axes.get_yaxis_transform()  # x: a share of the frame; y: the run
-            axes.text(1, i, f'{last[name]:.2f}', transform=place, va='center', ha='right', fontsize=9, color=color)
+            outside = ', '.join(f'{seed:.2f}' for seed in sorted(seeds) if seed > axes.get_xlim()[1])
+            if outside:
+                axes.text(1, i - 0.3, f'and {outside} →', transform=place, ha='right', fontsize=8, color=color)
+            behind = {'facecolor': 'white', 'edgecolor': 'none', 'pad': 1}
+            text = f'{last[name]:.2f}'
+            axes.text(1, i, text, transform=place, va='center', ha='right', fontsize=9, color=color, bbox=behind)
     all_axes[0].set_yticks(range(len(RUNS)), [f'{run["number"]}  {name}' for name, run in RUNS.items()])
     all_axes[0].invert_yaxis()
     figure.savefig(path, dpi=130)
