@@ -161,7 +161,8 @@ def check_source(source, place, name):
                  f'{read_meta(folder)["source"]}, could it be prepared again.')  # fmt: skip
     if not remote and not os.path.exists(place):
         names = ', '.join(sorted(p.parent.name for p in ROOT.glob('*/meta.json'))) or 'none'
-        sys.exit(f'{source} is no path and no known name; prepared: {names}; known: {", ".join(KNOWN)}.')
+        books = ' results/books.md says how to collect the books.' if name == 'books' else ''
+        sys.exit(f'{source} is no path and no known name; prepared: {names}; known: {", ".join(KNOWN)}.{books}')
     if not remote and not os.path.isfile(place) and not os.path.isdir(place):
         sys.exit(f'{source} is a pipe or a device, which cannot be read twice: save its text to a file first.')
     if name in KNOWN and source not in KNOWN:
@@ -229,7 +230,7 @@ def prepare(source='stdlib', encoding='bpe', errors='strict', overwrite=False):
             if not overwrite and is_up_to_date(folder, source, command):
                 return name
             print(f'preparing {folder} from {place}', file=sys.stderr)
-            prefix = f'.preparing-{name}.'  # a point, which no name has: not the scratch of NAME-gpt2
+            prefix = f'.preparing-{name}.'  # a dot, which no name has: not the scratch of NAME-gpt2
             for old in ROOT.glob(f'{glob.escape(prefix)}*'):
                 shutil.rmtree(old)  # of a preparation that was killed, since this one is locked
             with tempfile.TemporaryDirectory(prefix=prefix, dir=ROOT) as scratch:

@@ -247,6 +247,8 @@ def test_a_changed_source_is_prepared_again(capfd, monkeypatch):
     shutil.rmtree('texts')
     with exits('data/texts is prepared already: --dataset=texts trains on it.'):
         sources.prepare('texts')  # the name of a corpus in place of its source
+    with exits('books is no path and no known name; prepared: ', 'results/books.md says how to collect the books.'):
+        sources.prepare('books')
     with exits('texts is no path and no known name; prepared: ', 'texts'):
         sources.prepare('texts', encoding='gpt2')
     assert len(data.open_corpus('data/texts').val) and len(data.open_corpus('data/texts/').val)
