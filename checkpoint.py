@@ -22,7 +22,7 @@ import torch
 from configurator import configure
 from machine import check_same, print0, rank_and_world_size
 
-# knobs that a resumed run must keep, or it would be another run
+# knobs that a resumed run must keep, or it would be a different run
 FIXED = ('model n_layer n_head n_embd d_ff block_size activation position embedding_norm head_gate '
          'value_residual optimizer muon_steps weight_decay ema_decay seed batch_size').split()  # fmt: skip
 # Ctrl-C; kill; a closed terminal; what SLURM sends before a job's time is up. Windows has the first two only
@@ -67,13 +67,13 @@ def is_finite(run):
 
 
 def restore(run, saved):
-    """Load a saved state into a run, and print which knobs differ. Exits if that makes it another run."""
+    """Load a saved state into a run, and print which knobs differ. Exits if that makes it a different run."""
     old, new = saved['knobs'], vars(run.config)  # knobs
     current = identity(run.corpus)
     changed = {knob: f'{knob} was {old[knob]!r}, now {new.get(knob)!r}' for knob in old if old[knob] != new.get(knob)}
     refused = [change for knob, change in changed.items() if knob in FIXED]
     # checkpoints of older versions lack the validation text
-    refused += [f'another {name}' for name in current if saved.get(name, current[name]) != current[name]]
+    refused += [f'a different {name}' for name in current if saved.get(name, current[name]) != current[name]]
     if refused:
         sys.exit(f'cannot resume: {"; ".join(refused)}. Use the command of the first run, or another --out_dir.')
     run.model.load_state_dict(saved['model'])

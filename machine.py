@@ -224,7 +224,7 @@ class Recorded:
         for place, argument in zip(self.inputs, arguments, strict=True):
             place.copy_(argument) if torch.is_tensor(argument) else place.fill_(argument)
         self.calls += 1
-        if self.calls <= 3:  # on another stream than the default one, which cannot be recorded
+        if self.calls <= 3:  # on a stream other than the default one, which cannot be recorded
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):

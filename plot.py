@@ -39,8 +39,8 @@ def draw_curves(runs, pictures):
             if group[0]['corpus'] != ours[0]['corpus']:
                 elsewhere.append(group[0]['folder'])
     if elsewhere:
-        print(f'ours, in grey, read the library of Python {version}, but {", ".join(elsewhere)} another text: compare '
-              'the shapes of the curves, not the losses', file=sys.stderr)  # fmt: skip
+        print(f'ours, in grey, read the library of Python {version}, but {", ".join(elsewhere)} a different text: '
+              'compare the shapes of the curves, not the losses', file=sys.stderr)  # fmt: skip
     if len({run['corpus'] for run in runs}) > 1:
         print('these runs read different corpora: their losses cannot be compared', file=sys.stderr)
     path = Path(runs[0]['folder'], 'plot.png')

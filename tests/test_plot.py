@@ -103,7 +103,7 @@ def test_ours_behind_another_text_are_said_to_be_so(run, show, monkeypatch, caps
     monkeypatch.setattr(sys, 'argv', ['plot.py', 'out/text'])
     capsys.readouterr()
     plot.main()
-    words = 'ours, in grey, read the library of Python 3.11.7, but out/text another text: compare the shapes'
+    words = 'ours, in grey, read the library of Python 3.11.7, but out/text a different text: compare the shapes'
     assert capsys.readouterr().err.startswith(words) != same
 
 

@@ -573,7 +573,7 @@ def test_resuming_another_run_is_refused(run):
     Path('other.txt').write_text('another corpus, with other words: ' + 'lorem ipsum dolor sit amet\n' * 500)
     before = Path('out/fixed/ckpt.pt').read_bytes()
     refusals = {f'--{knob}={new}': f'{knob} was {old!r}, now {new!r}' for knob, (old, new) in CHANGES.items()}
-    refusals['--dataset=other.txt'] = 'another corpus; another validation text; another vocabulary'
+    refusals['--dataset=other.txt'] = 'a different corpus; a different validation text; a different vocabulary'
     for flag, words in refusals.items():
         with pytest.raises(SystemExit, match=f'cannot resume: .*{words}'):
             run('--out_dir=out/fixed', '--init_from=resume', flag)
@@ -588,7 +588,7 @@ def test_resuming_with_another_validation_text_alone_is_refused(run):
     Path('sides/val/a.txt').write_text(Path('tiny.txt').read_text()[::2])
     train.open_corpus('./sides')
     resume = ['--out_dir=out/sides', '--dataset=sides', '--init_from=resume']
-    with pytest.raises(SystemExit, match='cannot resume: another validation text. Use'):
+    with pytest.raises(SystemExit, match='cannot resume: a different validation text. Use'):
         run(*resume)
     saved = load('out/sides')
     del saved['validation text']  # as in checkpoints before it was recorded
