@@ -39,7 +39,7 @@ class Corpus:
         self.source = self.meta['source']
         self.val_bytes = self.meta['val']['bytes']
         self.encoding = read_encoding(self.vocabulary)
-        version = self.meta.get('python')  # every Python has another standard library, and so other losses
+        version = self.meta.get('python')  # the library differs from version to version, and so do the losses
         self.description = f'{name} of Python {version}' if version else name
 
 
@@ -57,7 +57,7 @@ class Batches:
                      '--batch_size or --block_size; config/cpu.py after the config has 6 x 128.')  # fmt: skip
         self.sequences = tokens.to(device).unfold(0, block_size + 1, block_size)  # (n_sequences, T + 1), a view
         self.batch_size, self.seed = batch_size, seed
-        self.epoch = None  # whose order of the sequences self.order is
+        self.epoch = None  # the epoch to which self.order, the order of the sequences, belongs
 
     def get_batch(self, step):
         """The inputs and targets of a step, (batch_size, block_size) each. A token's target is the next token."""

@@ -104,8 +104,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.activation, inputs = {'gelu': (F.gelu, 1), 'swiglu': (swiglu, 2)}[config.activation]  # inputs per output
-        self.fc = nn.Linear(config.n_embd, inputs * config.d_ff)
+        self.activation, projections = {'gelu': (F.gelu, 1), 'swiglu': (swiglu, 2)}[config.activation]
+        self.fc = nn.Linear(config.n_embd, projections * config.d_ff)
         self.proj = nn.Linear(config.d_ff, config.n_embd)
 
     def forward(self, x):
@@ -199,11 +199,6 @@ class Transformer(LanguageModel):
             elif not name.endswith(('norm.weight', 'value_mix')):  # which were made with 1 and 0.5
                 raise ValueError(f'{name} is initialised by no rule of Transformer.initialise: add one.')
 
-    def load_state_dict(self, state_dict, *args, **kwargs):
-        """As in nn.Module. In older checkpoints value_mix is called mix."""
-        renamed = {name.replace('.attn.mix', '.attn.value_mix'): p for name, p in state_dict.items()}
-        return super().load_state_dict(renamed, *args, **kwargs)
-
     def forward(self, idx, targets=None, cache=None):
         start = cache[self.blocks[0].attn][0].size(1) if cache else 0  # position of the first token not in the cache
         stop = idx.size(1)
@@ -224,9 +219,9 @@ class Transformer(LanguageModel):
 
 
 class TorchTransformer(LanguageModel):
-    """The PyTorch model, runs 1 to 3: the post-norm nn.TransformerEncoder of PyTorch's language-modelling tutorial,
-    https://pytorch.org/tutorials/beginner/transformer_tutorial.html. Its positions are sinusoids (Vaswani et al.,
-    2017), its activation is ReLU, and nn.MultiheadAttention chooses the attention kernel."""
+    """The PyTorch model, runs 1 to 3: the post-norm nn.TransformerEncoder of PyTorch's former language tutorial (linked
+    in README.md), with 6 layers in place of 2. Its positions are sinusoids (Vaswani et al., 2017), its activation is
+    ReLU, and nn.MultiheadAttention chooses the attention kernel."""
 
     def __init__(self, config, vocab_size):
         super().__init__()

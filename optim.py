@@ -16,7 +16,7 @@ def parameter_groups(model, weight_decay):
     matrices; embeddings and output head (and learned positions); biases and norm gains. Raises AssertionError with the
     names of parameters that fit none.
 
-    The first two decay: smaller weights memorise less. Decaying biases and gains regularises nothing."""
+    The first two decay. Biases and gains do not, by convention."""
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     hidden = {name: p for name, p in params.items() if p.dim() == 2 and name.startswith(LAYERS)}
     embeddings = {name: p for name, p in params.items() if p.dim() == 2 and name not in hidden}
@@ -27,9 +27,13 @@ def parameter_groups(model, weight_decay):
     return [{'params': list(group.values()), 'weight_decay': decay} for group, decay in decays]
 
 
-POLYNOMIALS = {  # (a, b, c) of each step of orthogonalize
-    5: [(3.4445, -4.7750, 2.0315)] * 5,  # maps singular values of 0.002 to 1 to about 0.7 to 1.2 (Jordan et al.)
-    3: [(8.2987, -24.4305, 18.0903), (3.9152, -2.9211, 0.5592), (3.1746, -2.3804, 0.4978)],  # 0.005 to 1 to 0.5 to 1.5
+POLYNOMIALS = {  # (a, b, c) of each step of orthogonalize, and which range of singular values they map into which
+    5: [(3.4445, -4.7750, 2.0315)] * 5,  # maps [0.002, 1] into about [0.7, 1.2] (Jordan et al., 2024)
+    3: [
+        (8.2987, -24.4305, 18.0903),
+        (3.9152, -2.9211, 0.5592),
+        (3.1746, -2.3804, 0.4978),
+    ],  # [0.005, 1] into [0.5, 1.5]
 }
 
 

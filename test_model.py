@@ -381,14 +381,6 @@ def test_a_parameter_that_no_rule_initialises_is_named():
         net.initialise(2)
 
 
-def test_checkpoints_with_the_older_name_of_value_mix_load():
-    net, other = build('gated'), build('gated', seed=1)
-    older = {name.replace('value_mix', 'mix'): p for name, p in net.state_dict().items()}
-    assert 'blocks.1.attn.mix' in older
-    other.load_state_dict(older)
-    assert torch.equal(other(tokens()), net(tokens()))
-
-
 def test_targets_of_minus_one_do_not_count():
     net, x, y = build('rotary'), tokens(), tokens().roll(-1, dims=1)
     y[:, T // 2 :] = -1

@@ -46,11 +46,11 @@ eval_iters: int | None = None  # evaluate on this many batches of the validation
 log_interval = 20  # steps between log lines
 # data
 dataset = 'stdlib'  # a corpus that data.py prepared, a known name, or a path, which is prepared first
-batch_size = 20  # sequences per step, over all processes and micro-batches
+batch_size = 20  # sequences per step, in all: over all processes and micro-batches (nanoGPT's is per micro-batch)
 block_size = 1024  # tokens per sequence: the context length
-gradient_accumulation_steps = 1  # micro-batches that a batch is divided into: the same update in less memory
+gradient_accumulation_steps = 1  # micro-batches into which batch_size is divided: the same update in less memory
 # model
-model: Literal['flash', 'torch'] = 'flash'  # 'torch': PyTorch's tutorial model
+model: Literal['flash', 'torch'] = 'flash'  # the notebook's names: its own model, run 4 on; PyTorch's tutorial model
 n_layer = 6  # blocks
 n_head = 5  # attention heads
 n_embd = 200  # width of the residual stream
@@ -177,7 +177,7 @@ class Run:
         """The model's loss in nats per token over the validation tokens, or over eval_iters batches of them; the
         processes share the work. Once `signals` holds a signal that was caught, it stops and returns None."""
         config = self.config
-        # at least 4096 tokens at a time: with the small batches of a short run it takes 1.4 times as long
+        # at least 4096 tokens at a time: in a short run's batches of 768 it would take 1.4 times as long
         micro_batch = config.batch_size // self.world_size // config.gradient_accumulation_steps
         sequences = max(micro_batch, 4096 // config.block_size)
         n_targets = len(self.corpus.val) - 1
@@ -350,7 +350,7 @@ def set_up(config):
     corpus = corpus or open_corpus(config.dataset, allow_stale=True)
     checkpoint.compare_corpora(corpus)
     run = Run(config, corpus)
-    print0(describe(config, run.model.num_params()))
+    print0(f"in the notebook's words: {describe(config, run.model.num_params())}")
     compiled = ', compiled' if config.compile else ''
     processes = f', {world_size} processes' if world_size > 1 else ''
     print0(f'device: {config.device}, {how}{compiled}{processes}')
@@ -377,7 +377,8 @@ def main():
     config, files = configure([__file__])
     check_knobs(config)
     if config.max_iters == 0:
-        print0(describe(config, machine.count_params(config, vocab_size_of(config.dataset))))
+        n_params = machine.count_params(config, vocab_size_of(config.dataset))
+        print0(f"in the notebook's words: {describe(config, n_params)}")
         return
     name = '_'.join(Path(file).stem for file in files) or 'default'
     name += f'_{corpus_name(config.dataset)}' if config.dataset != dataset else ''
