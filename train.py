@@ -276,19 +276,6 @@ def log_step(run, metrics, seconds):
         hint_at_time(run, seconds)
 
 
-def hint_at_time(run, seconds):
-    """On a CPU: say at the first log line how long a long run takes, and later if steps have become much slower."""
-    n = run.config.log_interval
-    minutes = (run.last_step - run.step) * statistics.median(seconds) / 60
-    if run.step == n and minutes > 15 and run.config.batch_size * run.config.block_size > 768:
-        print0(f'    about {minutes:.0f} minutes left; config/cpu.py after the config makes it a short run')
-    now, before = sum(seconds[-n:]), sum(seconds[-2 * n : -n])
-    if torch.get_num_threads() > 1 and len(seconds) >= 2 * n and now > max(1.0, 3 * before):
-        # threads wait for each other: one that has to share its core holds up all of them
-        print0(f'    {now / before:.0f} times as slow as before: if other programs use the CPU, one thread is faster. '
-               f'Ctrl-C, then {checkpoint.resume_command("--threads=1")}')  # fmt: skip
-
-
 def evaluate_and_log(run, metrics, seconds, signals):
     """Evaluate the model and its average; print and record the results. Exits if the loss is not finite. Where a signal
     comes in between, nothing is recorded: the resumed run evaluates again."""
@@ -316,6 +303,39 @@ def evaluate_and_log(run, metrics, seconds, signals):
     checkpoint.record(metrics, step=run.step, epoch=epoch, val_loss=val, ema_loss=ema, train_loss=train_loss,
                       bits_per_byte=per_byte, tokens_per_s=speed)  # fmt: skip
     run.lowest = min(run.lowest, (val, run.step))
+    hint_at_memorising(run)
+
+
+# ---- hints: what a reader of the log may want to know --------------------------------------------------------------
+
+
+def hint_at_length(run):
+    """Say at the start that a run is very short or very long for its text."""
+    config = run.config
+    if run.last_step < 100 and config.max_iters is None:
+        print0('    these are few steps: config/cpu.py after the config sets sizes that suit a small text')
+    if (passes := run.last_step / run.batches.per_epoch) > 10:
+        print0(f'    {passes:.0f} passes over a small text, which the model will memorise; '
+               f'--max_iters={5 * run.batches.per_epoch} makes five')  # fmt: skip
+    if config.warmup_iters >= run.last_step:
+        print0(f'    warmup_iters is {config.warmup_iters}: the learning rate does not reach its peak')
+
+
+def hint_at_time(run, seconds):
+    """On a CPU: say at the first log line how long a long run takes, and later if steps have become much slower."""
+    n = run.config.log_interval
+    minutes = (run.last_step - run.step) * statistics.median(seconds) / 60
+    if run.step == n and minutes > 15 and run.config.batch_size * run.config.block_size > 768:
+        print0(f'    about {minutes:.0f} minutes left; config/cpu.py after the config makes it a short run')
+    now, before = sum(seconds[-n:]), sum(seconds[-2 * n : -n])
+    if torch.get_num_threads() > 1 and len(seconds) >= 2 * n and now > max(1.0, 3 * before):
+        # threads wait for each other: one that has to share its core holds up all of them
+        print0(f'    {now / before:.0f} times as slow as before: if other programs use the CPU, one thread is faster. '
+               f'Ctrl-C, then {checkpoint.resume_command("--threads=1")}')  # fmt: skip
+
+
+def hint_at_memorising(run):
+    """Say after an evaluation that the validation loss has stopped falling."""
     if run.step - run.lowest[1] >= 3 * run.config.eval_interval:
         print0(f'    the validation loss has not fallen below {run.lowest[0]:.2f} since step {run.lowest[1]}: if the '
                'training loss still falls, the model is memorising the training text')  # fmt: skip
@@ -359,13 +379,7 @@ def set_up(config):
     limit = ' (by max_iters, not by epochs)' if config.max_iters else limit
     print0(f'corpus: {run.corpus.description}, {len(run.corpus.train):,} tokens, {run.batches.per_epoch:,} batches per '
            f'epoch, {run.total_steps(config):,} in all{limit}')  # fmt: skip
-    if run.last_step < 100 and config.max_iters is None:
-        print0('    these are few steps: config/cpu.py after the config sets sizes that suit a small text')
-    if (passes := run.last_step / run.batches.per_epoch) > 10:
-        print0(f'    {passes:.0f} passes over a small text, which the model will memorise; '
-               f'--max_iters={5 * run.batches.per_epoch} makes five')  # fmt: skip
-    if config.warmup_iters >= run.last_step:
-        print0(f'    warmup_iters is {config.warmup_iters}: the learning rate does not reach its peak')
+    hint_at_length(run)
     if saved:
         checkpoint.restore(run, saved)
     elif rank == 0:
