@@ -167,7 +167,7 @@ def describe(config, n_params):
         (config.d_ff >= 2 * config.n_embd, f'model width {config.d_ff}'),  # the notebook names no other width
         (config.model == 'flash', f'{config.position} position embeddings'),
         (config.embedding_norm, 'embedding norm'), (config.head_gate, 'head gates'),
-        (config.value_residual, 'value residual'),
+        (config.value_residual, 'value residual'), (config.exclude_self, 'attention to earlier tokens only'),
         (True, f'batch size {config.batch_size}, {optimizer} learning rate {rate}, dropout {config.dropout}'),
         (config.weight_decay, f'weight decay {config.weight_decay}'),
         (schedule, schedule.strip()), (config.ema_decay, 'ema'),

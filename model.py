@@ -63,6 +63,7 @@ class Attention(nn.Module):
         super().__init__()
         self.n_head = config.n_head
         self.dropout = config.dropout
+        self.exclude_self = config.exclude_self
         self.attention_fn = ATTENTION[config.attention]
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.proj = nn.Linear(config.n_embd, config.n_embd)
@@ -86,6 +87,9 @@ class Attention(nn.Module):
             old_k, old_v = shared.cache.get(self, (k[:, :0], v[:, :0]))  # (B, S - T, H, D)
             k, v = torch.cat((old_k, k), dim=1), torch.cat((old_v, v), dim=1)  # (B, S, H, D)
             shared.cache[self] = k, v
+        if self.exclude_self:
+            # shifted by one, so that token t finds an empty key (zeros) and those of tokens 0 to t - 1
+            k, v = (F.pad(x, (0, 0, 0, 0, 1, -1)) for x in (k, v))
         # attention functions do not know model.eval(): without this condition dropout stays on in validation
         y = self.attention_fn(q, k, v, self.dropout if self.training else 0.0)  # (B, T, H, D)
         if self.gate is not None:  # each token scales each head by 0 to 2, at first by 1 (Qiu et al., 2025)

@@ -58,7 +58,7 @@ def print_curves(run):
 
 
 def attention_weights(net, ids, layer):
-    """A layer's attention weights on a text, (H, T, T): row t says how much token t attends to each token."""
+    """A layer's attention weights on a text, (H, T, T): row t says how much token t attends to each key."""
     recorded = []
 
     def recording_attention(q, k, v, dropout=0.0):
@@ -85,7 +85,8 @@ def draw_attention(folder, config, pictures):
     tokens = ['<start>', *(repr(encoding.decode([i]))[1:-1].replace(' ', '·') for i in ids[1:])]
     title = f'{folder}, layer {layer} of {knobs.n_layer}: how much each token (row) attends to each (column)'
     path = Path(folder, 'attention.png')
-    pictures.draw_attention(attention_weights(net, ids, layer).numpy(), tokens, title, path)
+    columns = ['<none>', *tokens[:-1]] if knobs.exclude_self else tokens
+    pictures.draw_attention(attention_weights(net, ids, layer).numpy(), tokens, columns, title, path)
     print(path)
 
 

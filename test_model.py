@@ -33,12 +33,12 @@ def several_chunks(monkeypatch):
 def configure(**changes):
     sizes = dict(model='flash', seed=0, block_size=T, n_layer=2, n_head=H, n_embd=C, d_ff=48, dropout=0.0)
     words = dict(activation='gelu', position='rotary', attention='sdpa')
-    switches = dict(embedding_norm=False, head_gate=False, value_residual=False)
+    switches = dict(embedding_norm=False, head_gate=False, value_residual=False, exclude_self=False)
     return SimpleNamespace(**(sizes | words | switches | changes))
 
 
 def build(kind, **changes):
-    gated = dict(embedding_norm=True, head_gate=True, value_residual=True)
+    gated = dict(embedding_norm=True, head_gate=True, value_residual=True, exclude_self=True)
     switches = {'torch': dict(model='torch'), 'gated': gated}.get(kind, dict(position=kind))
     net = build_model(configure(**switches | changes), V).double()
     for name, p in net.named_parameters():
@@ -265,7 +265,7 @@ def test_flash_model_equals_torch_layers():
 def test_gates_norm_and_value_residual_against_the_plain_model():
     """The plain model gives the same once hooks scale its embedding's rows and its heads' outputs, and mix its values
     with the first block's."""
-    net, plain = build('gated'), build('rotary')
+    net, plain = build('gated', exclude_self=False), build('rotary')
     plain.load_state_dict(net.state_dict(), strict=False)
     plain.embedding.register_forward_hook(lambda m, i, out: out / out.square().mean(-1, keepdim=True).sqrt())
     for ours, theirs in zip(net.blocks, plain.blocks, strict=True):
@@ -288,6 +288,23 @@ def test_gates_norm_and_value_residual_against_the_plain_model():
     for block in plain.blocks:
         block.attn.qkv.register_forward_hook(mix)
     torch.testing.assert_close(net(tokens()), plain(tokens()))
+
+
+def test_a_token_that_excludes_itself_attends_to_earlier_ones_and_to_an_empty_one():
+    seen = []
+    attn = build('rotary', exclude_self=True).blocks[0].attn
+    kernel = attn.attention_fn
+    attn.attention_fn = lambda q, k, v, dropout: seen.append((q, k, v)) or kernel(q, k, v, dropout)
+    whole = build('rotary').blocks[0].attn  # the same weights
+    whole.attention_fn = lambda q, k, v, dropout: seen.append((q, k, v)) or kernel(q, k, v, dropout)
+    x = torch.randn(2, T, C, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    shared = model.Shared(model.rotary_table(T, C // H).double(), None)
+    attn.proj = whole.proj = nn.Identity()
+    y, _ = attn(x, shared), whole(x, shared)
+    q, k, v = (each.transpose(1, 2) for each in seen[1])  # (B, H, T, D)
+    score = torch.exp(q @ k.mT / math.sqrt(C // H)).tril(-1)
+    expected = score @ v / (1 + score.sum(-1, keepdim=True))  # exp(0) = 1 is the empty key's, whose value is 0
+    torch.testing.assert_close(y, expected.transpose(1, 2).flatten(2))
 
 
 def test_gates_are_open_at_first():

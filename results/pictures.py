@@ -150,8 +150,8 @@ def draw_curves(series, behind, path):
     figure.savefig(path, dpi=130)
 
 
-def draw_attention(weights, tokens, title, path):
-    """The weights (H, T, T) of attention heads side by side: row t says how much token t attends to each token. Its
+def draw_attention(weights, tokens, keys, title, path):
+    """The weights (H, T, T) of attention heads side by side: row t says how much token t attends to each key. Its
     future, to which it cannot attend, is grey."""
     columns = min(3, len(weights))
     rows = -(-len(weights) // columns)
@@ -167,8 +167,8 @@ def draw_attention(weights, tokens, title, path):
         axes.set_title(f'head {head}', fontsize=10)
         axes.set_facecolor('#eeeeee')
         axes.tick_params(labelbottom=True, length=0, labelsize=8)
-        for set_ticks, rotation in ((axes.set_xticks, 90), (axes.set_yticks, 0)):
-            set_ticks(range(len(tokens)), tokens, rotation=rotation, parse_math=False)  # '$' is a token, too
+        for set_ticks, labels, rotation in ((axes.set_xticks, keys, 90), (axes.set_yticks, tokens, 0)):
+            set_ticks(range(len(tokens)), labels, rotation=rotation, parse_math=False)  # '$' is a token, too
     figure.colorbar(image, ax=figure.axes, shrink=0.5, label='attention weight')
     figure.savefig(path, dpi=130)
 
