@@ -1,4 +1,4 @@
-# Run 21: run 20 with the first block's attention values mixed into those of all others. The best so far.
+# Run 21: run 20 with the first block's attention values mixed into those of all others. The best at full size.
 value_residual = True  # the change
 # as in run 20
 activation = 'swiglu'
