@@ -92,7 +92,8 @@ def restore(run, saved):
     before, now = run.learning_rate(SimpleNamespace(**old)), run.learning_rate(run.config)
     if run.step < run.last_step and not math.isclose(before, now, rel_tol=0.01):
         print0(f'resume: the learning rate jumps from {before:.2e} to {now:.2e}, since its schedule has changed')
-    print0(f'resumed at step {run.step} of {run.last_step}')
+    done = ': nothing is left to train' if run.step >= run.last_step else ''
+    print0(f'resumed at step {run.step} of {run.last_step}{done}')
 
 
 def save(out_dir, state):

@@ -316,10 +316,11 @@ def hint_at_length(run):
     if run.last_step < 100 and config.max_iters is None:
         print0('    these are few steps: config/cpu.py after the config sets sizes that suit a small text')
     if (passes := run.last_step / run.batches.per_epoch) > 10:
-        print0(f'    {passes:.0f} passes over a small text, which the model will memorise; '
-               f'--max_iters={5 * run.batches.per_epoch} makes five')  # fmt: skip
+        five = '--stop_epoch=5' if config.stop_epoch else f'--max_iters={5 * run.batches.per_epoch}'
+        print0(f'    {passes:.0f} passes over a small text, which the model will memorise; {five} makes five')
     if config.warmup_iters >= run.last_step:
-        print0(f'    warmup_iters is {config.warmup_iters}: the learning rate does not reach its peak')
+        print0(f'    warmup_iters is {config.warmup_iters}: the learning rate does not reach its peak; '
+               f'--warmup_iters={run.last_step // 10} would do')  # fmt: skip
 
 
 def hint_at_time(run, seconds):
@@ -337,7 +338,8 @@ def hint_at_time(run, seconds):
 
 def hint_at_memorising(run):
     """Say after an evaluation that the validation loss has stopped falling."""
-    if run.step - run.lowest[1] >= 3 * run.config.eval_interval:
+    interval = min(run.config.eval_interval, run.batches.per_epoch)  # evaluations are at most as far apart
+    if 3 * interval <= run.step - run.lowest[1] < 4 * interval:  # once
         print0(f'    the validation loss has not fallen below {run.lowest[0]:.2f} since step {run.lowest[1]}: if the '
                'training loss still falls, the model is memorising the training text')  # fmt: skip
 
@@ -381,11 +383,11 @@ def set_up(config):
     limit = ' (by max_iters, not by epochs)' if config.max_iters else limit
     print0(f'corpus: {run.corpus.description}, {len(run.corpus.train):,} tokens, {run.batches.per_epoch:,} batches per '
            f'epoch, {run.total_steps(config):,} in all{limit}')  # fmt: skip
-    hint_at_length(run)
     if saved:
         checkpoint.restore(run, saved)
     elif rank == 0:
         checkpoint.move_aside(Path(config.out_dir))  # --overwrite, now that nothing can be refused any more
+    hint_at_length(run)
     return run
 
 

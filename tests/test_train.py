@@ -313,7 +313,8 @@ def test_many_passes_over_a_small_text_are_said(run):
 
 
 def test_a_warmup_longer_than_the_run_is_said(run):
-    assert 'warmup_iters is 10: the learning rate does not reach its peak' in run('--warmup_iters=10')
+    assert ('warmup_iters is 10: the learning rate does not reach its peak; --warmup_iters=1 would do'
+            in run('--warmup_iters=10'))  # fmt: skip
     assert 'warmup_iters is' not in run('--warmup_iters=9', '--overwrite')
 
 
@@ -325,6 +326,15 @@ def test_a_validation_loss_that_rises_for_long_is_said(run, monkeypatch):
     lines += run(*knobs, '--init_from=resume').splitlines()
     said = [lines[i - 2] for i, line in enumerate(lines) if 'has not fallen below 2.25 since step 6: ' in line]
     assert [line.split(' (')[0] for line in said] == ['step 12 loss: 2.50']
+
+
+@pytest.mark.parametrize(('eval_interval', 'per_epoch'), [(1000, 5), (5, 1000), (5, 5)])
+def test_a_rising_validation_loss_is_said_once_however_often_it_is_evaluated(eval_interval, per_epoch, capsys):
+    for step in range(5, 100, 5):
+        run = SimpleNamespace(step=step, lowest=(2.0, 10 if step >= 10 else step), batches=SimpleNamespace())
+        run.config, run.batches.per_epoch = SimpleNamespace(eval_interval=eval_interval), per_epoch
+        train.hint_at_memorising(run)
+    assert capsys.readouterr().out.count('has not fallen below 2.00 since step 10: ') == 1
 
 
 def test_micro_steps_give_the_update_of_the_whole_batch(run):
