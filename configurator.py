@@ -141,7 +141,8 @@ def check(name, value, knobs):
     if type(value) is int:
         low, high = 0 if name in ('seed', 'warmup_iters', 'max_iters') else 1, 1000 if name == 'threads' else 2**63
     if type(value) in (int, float) and not low <= value < high:
-        raise ValueError(f'{name} is {value}, expected {low} <= {name} < {high:.3g}.')
+        high = high if high < 2**63 else f'{high:.3g}'
+        raise ValueError(f'{name} is {value}, expected {low} <= {name} < {high}.')
     return value
 
 

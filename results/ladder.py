@@ -155,6 +155,9 @@ def train_all(c, configs, flags):
     wanted = [(config, {'config': Path(config).stem, 'seed': seed, 'knobs': settings_of(config, flags)[1]})
               for seed, config in itertools.product(map(int, c.seeds.split(',')), configs)]  # fmt: skip
     todo = [(config, run) for config, run in wanted if not holds(path, results, run)]
+    scales = {run['config']: run['knobs']['learning_rate_scale'] for _, run in wanted}
+    if unscaled := [name for name, scale in scales.items() if scale != c.learning_rate_scale]:
+        print(f'without --learning_rate_scale, which is for AdamW: {", ".join(unscaled)}')
     failed, start = [], time.monotonic()
     print(f'{os.path.relpath(path)}: {len(results["runs"])} runs done, {len(todo)} to go', flush=True)
     for i, (config, run) in enumerate(todo):
