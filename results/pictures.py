@@ -60,7 +60,7 @@ def draw_milestones(path):
     axes.plot(tokens, loss, 'o', color=BLUE, markersize=8)
     axes.plot([tokens, 105], [target, target], ':', color=GREEN, linewidth=1.5)
     axes.text(tokens + 2, loss + 0.01, f'below {target:.2f} after {tokens:.0f} million', color=BLUE, fontsize=11)
-    axes.set(xlabel='million tokens of training (three epochs of 210 books)', xlim=(0, 150),
+    axes.set(xlabel='million tokens of training (three epochs of 210 books)', xlim=(0, 156),
              ylabel='validation loss (nats per token)', ylim=(2.65, 4.75))  # fmt: skip
     axes.set_xticks(range(0, 101, 20))
     figure.savefig(path, dpi=130)
@@ -91,7 +91,7 @@ def draw_staircase(path):
             parent = losses[ancestor or name]
             epoch = max(losses[name].keys() & parent.keys())  # runs that were stopped are compared where they stopped
             before, loss = parent[epoch], losses[name][epoch]
-            color = GREY if abs(loss - before) < CLOSE else GREEN if loss < before else ORANGE
+            color = GREY if round(abs(loss - before), 4) <= CLOSE else GREEN if loss < before else ORANGE
             axes.plot([before, loss], [i, i], color=color, linewidth=3, alpha=0.5, solid_capstyle='butt')
             axes.plot(loss, i, 'o', color=BLACK, markersize=5)
             seeds = [*map(final_loss, short[name])] if is_short else []
