@@ -27,13 +27,11 @@ def parameter_groups(model, weight_decay):
     return [{'params': list(group.values()), 'weight_decay': decay} for group, decay in decays]
 
 
-POLYNOMIALS = {  # (a, b, c) of each step of orthogonalize, and which range of singular values they map into which
-    5: [(3.4445, -4.7750, 2.0315)] * 5,  # maps [0.002, 1] into about [0.7, 1.2] (Jordan et al., 2024)
-    3: [
-        (8.2987, -24.4305, 18.0903),
-        (3.9152, -2.9211, 0.5592),
-        (3.1746, -2.3804, 0.4978),
-    ],  # [0.005, 1] into [0.5, 1.5]
+# (a, b, c) of each step of orthogonalize. Five map singular values in [0.002, 1] into about [0.7, 1.2] (Jordan et al.,
+# 2024), three those in [0.005, 1] into [0.5, 1.5]
+POLYNOMIALS = {
+    5: [(3.4445, -4.7750, 2.0315)] * 5,
+    3: [(8.2987, -24.4305, 18.0903), (3.9152, -2.9211, 0.5592), (3.1746, -2.3804, 0.4978)],
 }
 
 
