@@ -88,8 +88,8 @@ class Attention(nn.Module):
             k, v = torch.cat((old_k, k), dim=1), torch.cat((old_v, v), dim=1)  # (B, S, H, D)
             shared.cache[self] = k, v
         if self.exclude_self:
-            # shifted by one, so that token t finds an empty key (zeros) and those of tokens 0 to t - 1
-            k, v = (F.pad(x, (0, 0, 0, 0, 1, -1)) for x in (k, v))
+            # shifted by one: token t finds a key of zeros and those of tokens 0 to t - 1 (cf. Kitaev et al., 2020)
+            k, v = (F.pad(each, (0, 0, 0, 0, 1, -1)) for each in (k, v))
         # attention functions do not know model.eval(): without this condition dropout stays on in validation
         y = self.attention_fn(q, k, v, self.dropout if self.training else 0.0)  # (B, T, H, D)
         if self.gate is not None:  # each token scales each head by 0 to 2, at first by 1 (Qiu et al., 2025)

@@ -50,7 +50,7 @@ batch_size = 20  # sequences per step, in all: over all processes and micro-batc
 block_size = 1024  # tokens per sequence: the context length
 gradient_accumulation_steps = 1  # micro-batches into which batch_size is divided: the same update in less memory
 # model
-model: Literal['flash', 'torch'] = 'flash'  # the notebook's names: its own model, run 4 on; PyTorch's tutorial model
+model: Literal['flash', 'torch'] = 'flash'  # the notebook's own, from run 4 on; 'torch': PyTorch's tutorial model
 n_layer = 6  # blocks
 n_head = 5  # attention heads
 n_embd = 200  # width of the residual stream
@@ -339,7 +339,7 @@ def hint_at_time(run, seconds):
 def hint_at_memorising(run):
     """Say after an evaluation that the validation loss has stopped falling."""
     interval = min(run.config.eval_interval, run.batches.per_epoch)  # evaluations are at most as far apart
-    if 3 * interval <= run.step - run.lowest[1] < 4 * interval:  # once
+    if 3 * interval <= run.step - run.lowest[1] < 4 * interval:  # not at every later one
         print0(f'    the validation loss has not fallen below {run.lowest[0]:.2f} since step {run.lowest[1]}: if the '
                'training loss still falls, the model is memorising the training text')  # fmt: skip
 

@@ -236,9 +236,10 @@ def test_overlays_follow_the_runs_and_only_adamws_runs_are_scaled(climb, here, t
     for name, parent in (('mine', 'best'), ('my_adam', 'adam')):  # a reader's copies
         shutil.copy(runs.config_path(parent), tmp_path / f'{name}.py')
     copies = [str(tmp_path / 'mine.py'), str(tmp_path / 'my_adam.py')]
-    climb('sgd', str(overlay), 'adam', 'best', *copies, '--learning_rate_scale=3', '--seeds=3')
+    _, _, printed = climb('sgd', str(overlay), 'adam', 'best', *copies, '--learning_rate_scale=3', '--seeds=3')
     scales = [knobs_of(f'{run}_3')['learning_rate_scale'] for run in ('sgd', 'adam', 'best', 'mine', 'my_adam')]
     assert scales == [1.0, 3.0, 1.0, 1.0, 3.0]
+    assert 'without --learning_rate_scale, which is for AdamW: sgd, best, mine\n' in printed
     assert [knobs_of(run)['warmup_iters'] for run in ('sgd_3', 'adam_3')] == [7, 7]
     every_run = [runs.config_path(name) for name in runs.RUNS]
     assert ladder.runs_and_overlays(['config/cpu.py']) == (every_run, ['config/cpu.py'])

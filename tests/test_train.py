@@ -139,7 +139,7 @@ def test_steps_that_become_much_slower_are_said_once(run, monkeypatch, threads, 
     hints = re.findall('\n    20 times as slow as before: .* Ctrl-C, then (python train.py .*--threads=1)\n', out)
     assert len(hints) == out.count('as slow as before') == said
     if said:
-        assert 'resumed at step 30 of 30' in run(*hints[0].split()[2:])
+        assert 'resumed at step 30 of 30: nothing is left to train' in run(*hints[0].split()[2:])
 
 
 def test_the_scale_multiplies_both_rates(run):
