@@ -154,7 +154,7 @@ def closest(name, names, otherwise):
 
 
 def describe(config, n_params):
-    """A training run in the notebook's words. n_params: the number of its parameters."""
+    """A training run in words, as the notebook names its runs. n_params: the number of its parameters."""
     kind = {'flash': '(flash attention) ', 'torch': ''}[config.model]
     optimizer = {'sgd': 'SGD', 'adamw': 'Adam', 'muon': 'Muon'}[config.optimizer]
     rate = float(f'{config.learning_rate * config.learning_rate_scale:.6g}')

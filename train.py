@@ -374,7 +374,7 @@ def set_up(config):
     corpus = corpus or open_corpus(config.dataset, allow_stale=True)
     checkpoint.compare_corpora(corpus)
     run = Run(config, corpus)
-    print0(f"in the notebook's words: {describe(config, run.model.num_params())}")
+    print0(f'run: {describe(config, run.model.num_params())}')
     compiled = ', compiled' if config.compile else ''
     processes = f', {world_size} processes' if world_size > 1 else ''
     print0(f'device: {config.device}, {how}{compiled}{processes}')
@@ -396,7 +396,7 @@ def main():
     check_knobs(config)
     if config.max_iters == 0:
         n_params = machine.count_params(config, vocab_size_of(config.dataset))
-        print0(f"in the notebook's words: {describe(config, n_params)}")
+        print0(f'run: {describe(config, n_params)}')
         return
     name = '_'.join(Path(file).stem for file in files) or 'default'
     name += f'_{corpus_name(config.dataset)}' if config.dataset != dataset else ''

@@ -78,7 +78,7 @@ def main(monkeypatch, module, *arguments):
 def test_description_and_count_are_the_notebooks(name, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     main(monkeypatch, train, f'{REPO}/config/{name}.py', '--max_iters=0', '--device=cpu')
-    assert capsys.readouterr().out == f"in the notebook's words: {NOTEBOOK[name]}\n"
+    assert capsys.readouterr().out == f'run: {NOTEBOOK[name]}\n'
     assert not list(tmp_path.iterdir())
 
 
@@ -98,7 +98,7 @@ def test_every_config_trains(name, run):
 def test_a_run_says_what_it_does(run):
     out = run('--out_dir=out/says', '--max_iters=10', '--ema_decay=0.9')
     lines = out.splitlines()
-    assert lines[0].startswith("in the notebook's words: 2 layer (flash attention) transformer (")
+    assert lines[0].startswith('run: 2 layer (flash attention) transformer (')
     assert lines[1] == 'device: cpu, float32' and lines[2].startswith('attention: sdpa (')
     assert re.fullmatch(
         r'corpus: .*, [\d,]+ tokens, \d+ batches per epoch, 10 in all \(by max_iters, not by epochs\)', lines[3]
