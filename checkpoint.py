@@ -24,7 +24,8 @@ from machine import check_same, print0, rank_and_world_size
 
 # knobs that a resumed run must keep, or it would be a different run
 FIXED = ('model n_layer n_head n_embd d_ff block_size activation position embedding_norm head_gate '
-         'value_residual exclude_self optimizer muon_steps weight_decay ema_decay seed batch_size').split()  # fmt: skip
+         'value_residual exclude_self induction_heads optimizer muon_steps weight_decay ema_decay seed '
+         'batch_size').split()  # fmt: skip
 # Ctrl-C; kill; a closed terminal; what SLURM sends before a job's time is up. Windows has the first two only
 SIGNALS = ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU')
 STOP_SIGNALS = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]

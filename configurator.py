@@ -139,7 +139,8 @@ def check(name, value, knobs):
         raise ValueError(f'{name} is {value!r:.60}, expected {expected}.')
     low, high = 0, 1 if name in ('dropout', 'ema_decay') else math.inf
     if type(value) is int:
-        low, high = 0 if name in ('seed', 'warmup_iters', 'max_iters') else 1, 1000 if name == 'threads' else 2**63
+        low = 0 if name in ('seed', 'warmup_iters', 'max_iters', 'induction_heads') else 1
+        high = 1000 if name == 'threads' else 2**63
     if type(value) in (int, float) and not low <= value < high:
         high = high if high < 2**63 else f'{high:.3g}'
         raise ValueError(f'{name} is {value}, expected {low} <= {name} < {high}.')
@@ -169,6 +170,7 @@ def describe(config, n_params):
         (config.model == 'flash', f'{config.position} position embeddings'),
         (config.embedding_norm, 'embedding norm'), (config.head_gate, 'head gates'),
         (config.value_residual, 'value residual'), (config.exclude_self, 'attention to earlier tokens only'),
+        (config.induction_heads, f'{config.induction_heads} induction heads'),
         (True, f'batch size {config.batch_size}, {optimizer} learning rate {rate}, dropout {config.dropout}'),
         (config.weight_decay, f'weight decay {config.weight_decay}'),
         (schedule, schedule.strip()), (config.ema_decay, 'ema'),

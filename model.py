@@ -47,6 +47,11 @@ def apply_rotary(x, cos, sin):
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).type_as(x)
 
 
+def shift(x):
+    """Each token of x (B, S, H, D) at the place of the next one; zeros at the first place, and the last is left out."""
+    return F.pad(x, (0, 0, 0, 0, 1, -1))
+
+
 @dataclass
 class Shared:
     """What the blocks of one forward pass share beside the residual stream."""
@@ -64,6 +69,7 @@ class Attention(nn.Module):
         self.n_head = config.n_head
         self.dropout = config.dropout
         self.exclude_self = config.exclude_self
+        self.induction_heads = config.induction_heads
         self.attention_fn = ATTENTION[config.attention]
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.proj = nn.Linear(config.n_embd, config.n_embd)
@@ -87,9 +93,11 @@ class Attention(nn.Module):
             old_k, old_v = shared.cache.get(self, (k[:, :0], v[:, :0]))  # (B, S - T, H, D)
             k, v = torch.cat((old_k, k), dim=1), torch.cat((old_v, v), dim=1)  # (B, S, H, D)
             shared.cache[self] = k, v
-        if self.exclude_self:
-            # shifted by one: token t finds a key of zeros and those of tokens 0 to t - 1 (cf. Kitaev et al., 2020)
-            k, v = (F.pad(each, (0, 0, 0, 0, 1, -1)) for each in (k, v))
+        if self.induction_heads:  # they find a token's value by the key of the token before (cf. Olsson et al., 2022)
+            first, others = k.split((self.induction_heads, self.n_head - self.induction_heads), dim=2)
+            k = torch.cat((shift(first), others), dim=2)
+        if self.exclude_self:  # token t finds a key of zeros and those of tokens 0 to t - 1 (cf. Kitaev et al., 2020)
+            k, v = shift(k), shift(v)
         # attention functions do not know model.eval(): without this condition dropout stays on in validation
         y = self.attention_fn(q, k, v, self.dropout if self.training else 0.0)  # (B, T, H, D)
         if self.gate is not None:  # each token scales each head by 0 to 2, at first by 1 (Qiu et al., 2025)

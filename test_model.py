@@ -33,12 +33,13 @@ def several_chunks(monkeypatch):
 def configure(**changes):
     sizes = dict(model='flash', seed=0, block_size=T, n_layer=2, n_head=H, n_embd=C, d_ff=48, dropout=0.0)
     words = dict(activation='gelu', position='rotary', attention='sdpa')
-    switches = dict(embedding_norm=False, head_gate=False, value_residual=False, exclude_self=False)
+    switches = dict(embedding_norm=False, head_gate=False, value_residual=False, exclude_self=False,
+                    induction_heads=0)  # fmt: skip
     return SimpleNamespace(**(sizes | words | switches | changes))
 
 
 def build(kind, **changes):
-    gated = dict(embedding_norm=True, head_gate=True, value_residual=True, exclude_self=True)
+    gated = dict(embedding_norm=True, head_gate=True, value_residual=True, exclude_self=True, induction_heads=1)
     switches = {'torch': dict(model='torch'), 'gated': gated}.get(kind, dict(position=kind))
     net = build_model(configure(**switches | changes), V).double()
     for name, p in net.named_parameters():
@@ -265,7 +266,7 @@ def test_flash_model_equals_torch_layers():
 def test_gates_norm_and_value_residual_against_the_plain_model():
     """The plain model gives the same once hooks scale its embedding's rows and its heads' outputs, and mix its values
     with the first block's."""
-    net, plain = build('gated', exclude_self=False), build('rotary')
+    net, plain = build('gated', exclude_self=False, induction_heads=0), build('rotary')
     plain.load_state_dict(net.state_dict(), strict=False)
     plain.embedding.register_forward_hook(lambda m, i, out: out / out.square().mean(-1, keepdim=True).sqrt())
     for ours, theirs in zip(net.blocks, plain.blocks, strict=True):
@@ -305,6 +306,21 @@ def test_a_token_that_excludes_itself_attends_to_earlier_ones_and_to_an_empty_on
     score = torch.exp(q @ k.mT / math.sqrt(C // H)).tril(-1)
     expected = score @ v / (1 + score.sum(-1, keepdim=True))  # exp(0) = 1 is the empty key's, whose value is 0
     torch.testing.assert_close(y, expected.transpose(1, 2).flatten(2))
+
+
+def test_induction_heads_find_a_value_by_the_key_before():
+    seen = []
+    whole, moved = (build('rotary', induction_heads=n).blocks[0].attn for n in (0, 3))  # the same weights
+    for attn in (whole, moved):
+        attn.attention_fn = lambda q, k, v, dropout: seen.append((q, k, v)) or q
+        attn(torch.randn(2, T, C, generator=torch.Generator().manual_seed(2), dtype=torch.float64),
+             model.Shared(model.rotary_table(T, C // H).double(), None))  # fmt: skip
+    (q, k, v), ours = seen
+    expected = k.clone()
+    for t in range(T):
+        expected[:, t, :3] = k[:, t - 1, :3] if t else 0
+    for found, wanted in zip(ours, (q, expected, v), strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 def test_gates_are_open_at_first():

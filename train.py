@@ -62,6 +62,7 @@ embedding_norm = False  # scale each token's embedding to a mean square of 1
 head_gate = False  # each token scales the output of each attention head by 0 to 2
 value_residual = False  # mix the first block's attention values into those of all later blocks
 exclude_self = False  # a token attends to earlier tokens only, not to itself
+induction_heads = 0  # attention heads that find each token's value by the key of the token before it
 attention: Literal['auto', 'flash', 'sdpa', 'chunked', 'naive'] = 'auto'  # see model.py; 'auto': see machine.py
 # optimizer
 optimizer: Literal['sgd', 'adamw', 'muon'] = 'adamw'  # 'muon': for the layers' 2-D weights, AdamW for the rest
@@ -355,8 +356,10 @@ def check_knobs(config):
         sys.exit(f'stop_epoch is {config.stop_epoch} and max_iters is {config.max_iters}: leave one of them out.')
     if config.stop_epoch and config.stop_epoch > config.epochs:
         sys.exit(f'stop_epoch is {config.stop_epoch}, expected at most the epochs, {config.epochs}.')
+    if config.induction_heads > config.n_head:
+        sys.exit(f'induction_heads is {config.induction_heads}, expected at most the n_head, {config.n_head}.')
     for name in ('activation', 'position', 'attention', 'embedding_norm', 'head_gate', 'value_residual',
-                 'exclude_self'):  # fmt: skip
+                 'exclude_self', 'induction_heads'):  # fmt: skip
         value = getattr(config, name)
         if config.model == 'torch' and value != globals()[name]:
             sys.exit(f"{name} is {value!r}, which model='torch' ignores: leave it out, or add --model=flash.")

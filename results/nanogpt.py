@@ -32,8 +32,8 @@ seconds = 10.0  # how long each of the four is timed, after the warm-up; at leas
 PROGRAMS = [__file__, train.__file__]  # whose knobs these are
 SHAPE = ('n_layer', 'n_head', 'n_embd', 'batch_size', 'block_size')  # what tells one line of the table from another
 FIXED = {'model': 'flash', 'activation': 'gelu', 'position': 'learned', 'embedding_norm': False, 'head_gate': False,
-         'value_residual': False, 'exclude_self': False, 'optimizer': 'adamw', 'gradient_accumulation_steps': 1,
-         'ema_decay': 0.0}  # fmt: skip  # as nanoGPT has it
+         'value_residual': False, 'exclude_self': False, 'induction_heads': 0, 'optimizer': 'adamw',
+         'gradient_accumulation_steps': 1, 'ema_decay': 0.0}  # fmt: skip  # as nanoGPT has it
 
 
 def check_shape(c):

@@ -127,7 +127,7 @@ def test_the_commands_of_the_course_are_understood():
 
 
 @pytest.mark.parametrize('knob', ['activation=swiglu', 'position=learned', 'attention=naive', 'head_gate',
-                                  'embedding_norm', 'value_residual', 'exclude_self'])  # fmt: skip
+                                  'embedding_norm', 'value_residual', 'exclude_self', 'induction_heads=1'])  # fmt: skip
 def test_what_the_pytorch_model_would_ignore_is_refused(knob):
     def check(*flags):
         train.check_knobs(configure([train.__file__], [str(HOME / 'config/sgd.py'), *flags])[0])

@@ -562,7 +562,7 @@ CHANGES = {
     'n_layer': (2, 3), 'n_head': (2, 4), 'n_embd': (16, 32), 'd_ff': (24, 32), 'block_size': (16, 8),
     'activation': ('gelu', 'swiglu'), 'position': ('rotary', 'learned'), 'model': ('flash', 'torch'),
     'embedding_norm': (False, True), 'head_gate': (False, True), 'value_residual': (False, True),
-    'exclude_self': (False, True),
+    'exclude_self': (False, True), 'induction_heads': (0, 1),
     'optimizer': ('adamw', 'sgd'), 'muon_steps': (5, 3), 'seed': (1, 2), 'batch_size': (4, 8), 'ema_decay': (0.0, 0.9),
     'weight_decay': (0.1, 0.2),
 }  # fmt: skip
