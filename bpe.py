@@ -30,9 +30,9 @@ from tqdm import tqdm
 
 MERGES = 768  # 256 bytes, 768 merges and END_OF_TEXT: 1,025 tokens, by the notebook's parameter counts
 END_OF_TEXT = '<|endoftext|>'  # closes every document; inside a line of text these characters get ordinary tokens
-# GPT-2's rule for words: a token never crosses from a word, a number, a run of punctuation or of spaces into the next.
-# The possessive ++ does not backtrack, and documents.CHARS_PER_PIECE bounds the one \s+ that does: a million spaces in
-# a row would otherwise take minutes or overflow the stack.
+# GPT-2's rule for words: a token stays within a word, a number or a run of punctuation, each with the one space before
+# it, or within a run of white space. The possessive ++ does not backtrack, and documents.CHARS_PER_PIECE bounds the one
+# \s+ that does: a million spaces in a row would otherwise take minutes or overflow the stack.
 SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 

@@ -11,6 +11,7 @@ vocabulary, in tiktoken's rank-file format) and meta.json (what it was prepared 
 """
 
 import argparse
+import math
 import shlex
 import sys
 
@@ -74,7 +75,7 @@ def validation_batches(tokens, batch_size, block_size):
     """Yields inputs and targets, (up to batch_size, block_size) each, in which every token but the first is a target
     exactly once, in order. Targets past the end are -1, which the loss ignores."""
     n_targets = len(tokens) - 1
-    rows = min(batch_size, -(-n_targets // block_size))
+    rows = min(batch_size, math.ceil(n_targets / block_size))
     offsets = torch.arange(rows * block_size, device=tokens.device).view(rows, block_size)  # (B, T)
     for start in range(0, n_targets, rows * block_size):
         places = start + offsets

@@ -1,11 +1,13 @@
 """Print text that a trained model writes.
 
-    python sample.py --out_dir=out/swiglu --start="def" --num_samples=3 --temperature=0.8 --top_k=50
+    python sample.py --start="def" --num_samples=3 --temperature=0.8 --top_k=50
+    python sample.py --out_dir=out/swiglu --start=FILE:prompt.txt
 
 Where the run kept a moving average of the weights, the averaged model writes.
 """
 
 import itertools
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
@@ -18,7 +20,7 @@ from machine import autocast, choose_machine, run_program
 from model import build_model
 
 out_dir = 'out/best_cpu'  # the run to sample from; the default is the first run of README.md
-start = ''  # the text to continue; empty: the start of a document
+start = ''  # the text to continue, or FILE:NAME, a file that holds it; empty: the start of a document
 num_samples = 1  # how many samples
 max_new_tokens = 200  # tokens per sample, unless it ends before
 temperature = 0.8  # below 1: more likely text; 0: always the most likely token
@@ -56,9 +58,12 @@ def main():
     net, encoding, knobs = load_model(config.out_dir, config.device, config.dtype)
     generator = torch.Generator(knobs.device).manual_seed(config.seed)
     options = dict(temperature=config.temperature, top_k=config.top_k, generator=generator)
+    start = config.start
+    if start.startswith('FILE:'):
+        start = Path(start.removeprefix('FILE:')).read_text(encoding='utf-8', errors='replace')
     for _ in range(config.num_samples):
-        text = write_text(net, encoding, config.start, config.max_new_tokens, knobs, **options)
-        print(f'{config.start}{text}\n---------------')
+        text = write_text(net, encoding, start, config.max_new_tokens, knobs, **options)
+        print(f'{start}{text}\n---------------')
 
 
 if __name__ == '__main__':

@@ -474,13 +474,15 @@ def test_seeds(run):
 def test_sampling(run, monkeypatch, capsys):
     run('--out_dir=out/sample', '--ema_decay=0.5', '--block_size=64')
 
-    def text(*knobs):
-        main(monkeypatch, sample, '--out_dir=out/sample', '--start=the ladder', '--num_samples=2', *knobs)
+    def text(*knobs, start='the ladder'):
+        main(monkeypatch, sample, '--out_dir=out/sample', f'--start={start}', '--num_samples=2', *knobs)
         return capsys.readouterr().out
 
     first = text('--max_new_tokens=100', '--seed=1')
     assert first.count('the ladder') >= 2 and first.count('---------------\n') == 2
     assert first == text('--max_new_tokens=100', '--seed=1') != text('--max_new_tokens=100', '--seed=2')
+    Path('prompt.txt').write_text('the ladder')
+    assert first == text('--max_new_tokens=100', '--seed=1', start='FILE:prompt.txt')
     greedy = text('--temperature=0')
     one, two, _ = greedy.split('---------------\n')
     assert one == two
