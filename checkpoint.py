@@ -107,13 +107,14 @@ def save(out_dir, state):
             os.fsync(file.fileno())
         os.replace(new, path)
         for name in RUN:
-            (out_dir / f'{name}.old').unlink(missing_ok=True)
+            (out_dir / f'{name}.replaced').unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch answers a full disk with a RuntimeError about its OSError
         free = ''
         with contextlib.suppress(OSError):  # the folder itself may be gone
             free = f' ({shutil.disk_usage(out_dir).free / 1e6:,.1f} MB are free)'
             new.unlink(missing_ok=True)
-        sys.exit(f'{path} could not be saved: {error.__context__ or error}{free}. An earlier one, if any, is whole.')
+        reason = error if isinstance(error, OSError) else error.__context__ or 'the disk is full, or a limit is reached'
+        sys.exit(f'{path} could not be saved: {reason}{free}. An earlier one, if any, is whole.')
 
 
 def load(out_dir):
@@ -130,8 +131,9 @@ def load(out_dir):
         return state | {'knobs': vars(defaults) | state['knobs']}
     except OSError as error:
         if not path.exists() and (path.parent / 'metrics.jsonl').exists():
-            old = path.with_name('ckpt.pt.old')  # of move_aside
-            kept = f' {old} and metrics.jsonl.old are the run before: rename both to keep it.' if old.exists() else ''
+            old = path.with_name('ckpt.pt.replaced')  # of move_aside
+            rename = f' {old} and metrics.jsonl.replaced are the run before: rename both to keep it.'
+            kept = rename if old.exists() else ''
             sys.exit(f'{path.parent} has no checkpoint yet: a run writes its first after a minute. If it was stopped '
                      f'before that, start it anew, without --init_from=resume.{kept}')  # fmt: skip
         found = {*path.parent.glob('*/ckpt.pt'), *path.parent.parent.glob('*/ckpt.pt')}
@@ -146,7 +148,7 @@ def lock_folder(out_dir, is_new):
     """Make the folder and lock it until the file that is returned is closed, or the process ends, even by kill -9.
     Exits if another process holds the lock, or if a new run would lose the run in this folder."""
     out_dir.mkdir(parents=True, exist_ok=True)
-    lock = open(out_dir / 'lock', 'w', encoding='utf-8')
+    lock = open(out_dir / 'lock', 'a', encoding='utf-8')
     try:
         import fcntl
 
@@ -165,7 +167,7 @@ def move_aside(out_dir):
     """Rename the run that --overwrite gives up; save deletes it after the new run's first checkpoint."""
     for name in RUN if (out_dir / 'ckpt.pt').exists() else ():
         with contextlib.suppress(FileNotFoundError):
-            os.replace(out_dir / name, out_dir / f'{name}.old')
+            os.replace(out_dir / name, out_dir / f'{name}.replaced')
 
 
 def read_metrics(out_dir):
@@ -206,7 +208,8 @@ def signals_caught():
 
     def remember(signum, frame):
         signals.append(signum)
-        os.write(2, b'\nfinishing this step, then saving; once more to quit at once\n')  # print is unsafe in handlers
+        with contextlib.suppress(OSError):  # a closed terminal, or a tee that the same Ctrl-C has ended
+            os.write(2, b'\nfinishing this step, then saving; once more to quit at once\n')  # print is unsafe here
         for each in handlers:
             signal.signal(each, signal.SIG_DFL)
 
@@ -218,6 +221,15 @@ def signals_caught():
     finally:
         for each, handler in handlers.items():
             signal.signal(each, handler)
+
+
+@contextlib.contextmanager
+def lost_output_stops(signals):
+    """Output that cannot be written, as after a terminal is closed, stops the run as SIGPIPE would: it is saved."""
+    try:
+        yield
+    except OSError:
+        signals.append(13)  # SIGPIPE, a name that Windows lacks
 
 
 def resume_command(*changes):

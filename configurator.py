@@ -158,7 +158,7 @@ def describe(config, n_params):
     """A training run in words, as the notebook names its runs. n_params: the number of its parameters."""
     kind = {'flash': '(flash attention) ', 'torch': ''}[config.model]
     optimizer = {'sgd': 'SGD', 'adamw': 'Adam', 'muon': 'Muon'}[config.optimizer]
-    rate = float(f'{config.learning_rate * config.learning_rate_scale:.6g}')
+    rate = min(float(f'{config.learning_rate * config.learning_rate_scale:.6g}'), sys.float_info.max)
     digits, exponent = f'{rate:e}'.split('e')
     rate = rate if rate >= 0.01 else f'{float(digits):g}e{int(exponent)}'
     schedule = 'cosine learning rate schedule ' if config.lr_schedule == 'cosine' else ''

@@ -67,7 +67,7 @@ def choose_device(name):
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:  # torch's own refusals
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch's own refusals
         sys.exit(f'device is {name!r}, which is not there; try --device=cpu. {str(error).splitlines()[0]}')
     return device
 
@@ -87,13 +87,14 @@ def choose_products(config, kept):
 def onednn_speedup():
     """How many times as fast as MKL oneDNN multiplies in float32: MKL is slow on AMD's CPUs. 0 if it is not as exact:
     on a CPU with AMX it rounds to bfloat16."""
+    clock = time.process_time if os.name == 'posix' else time.perf_counter  # other programs' time does not count
     a, b = torch.rand(2, 512, 512, generator=torch.Generator().manual_seed(0))
     exact, seconds, error = a.double() @ b.double(), {'highest': math.inf, 'medium': math.inf}, {}
     for precision in 5 * [*seconds]:
         torch.set_float32_matmul_precision(precision)
-        start = time.perf_counter()
+        start = clock()
         product = a @ b
-        seconds[precision] = min(seconds[precision], time.perf_counter() - start)
+        seconds[precision] = min(seconds[precision], clock() - start)
         error[precision] = (product - exact).abs().max()
     return seconds['highest'] / seconds['medium'] if error['medium'] < 4 * error['highest'] else 0.0
 
@@ -248,8 +249,13 @@ def keep_freed_memory():
 
 
 def rank_and_world_size():
-    """(this process's rank, the number of processes), as torchrun sets them."""
-    return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+    """(this process's rank, the number of processes), as torchrun sets them. Exits if they are no numbers."""
+    rank, world_size = os.environ.get('RANK', '0'), os.environ.get('WORLD_SIZE', '1')
+    if 'RANK' not in os.environ:  # some clusters set WORLD_SIZE for programs of their own
+        return 0, 1
+    if not (rank.isdecimal() and world_size.isdecimal()):
+        sys.exit(f'RANK is {rank!r} and WORLD_SIZE {world_size!r}, expected numbers. Use torchrun, or unset RANK.')
+    return int(rank), int(world_size)
 
 
 def join_processes(device):

@@ -16,6 +16,7 @@ import platform
 import re
 import shlex
 import shutil
+import socket
 import sys
 import sysconfig
 import tarfile
@@ -43,6 +44,7 @@ HIDDEN = re.compile(r'\.')
 STDLIB_LEFT_OUT = re.compile(r'\.|(test|tests|idle_test|site-packages|dist-packages)$|_sysconfigdata')
 CORPUS_FILES = ('train.bin', 'val.bin', 'bpe.tiktoken', 'meta.json')
 MAX_WORD_CHARS = 256  # a longer word is counted in parts: learning from a line of a million letters would take minutes
+TIMEOUT = 60  # seconds without a byte, after which a download ends
 SAMPLE_CHARS = 32_000_000  # the BPE is learned from about as much text at most, evenly spread over the corpus
 PROGRESS_BAR = dict(unit='B', unit_scale=True, disable=None)  # disable=None: on terminals only
 
@@ -65,7 +67,7 @@ def corpus_name(source, encoding='bpe'):
 def find_prepared(dataset):
     """NAME if `dataset` is NAME or a path of data/NAME and that corpus exists; otherwise None."""
     name = Path(dataset).name
-    in_root = dataset == name or Path(dataset).resolve().parent == ROOT.resolve()
+    in_root = dataset == name or os.path.dirname(os.path.realpath(dataset)) == os.path.realpath(ROOT)
     with locked(ROOT / name, shared=True):
         return name if in_root and (ROOT / name / 'meta.json').exists() else None
 
@@ -115,6 +117,7 @@ def fetch(place, scratch):
     path, folder = Path(place), scratch / 'unpacked'
     if is_url(place):
         path = scratch / 'download'
+        socket.setdefaulttimeout(TIMEOUT)  # urlretrieve has none of its own: a silent server would hang it
         with tqdm(desc=f'download {place}', **PROGRESS_BAR) as bar:
             urllib.request.urlretrieve(place, path, lambda count, size, total: bar.update(size))
     if path.is_file() and zipfile.is_zipfile(path):
@@ -126,6 +129,8 @@ def fetch(place, scratch):
             archive.extractall(folder, filter='data')
             if archive.fileobj.read().strip(b'\0'):  # gzip and xz compare their checksums at the very end
                 raise tarfile.ReadError('the archive goes on after its end: it is damaged')
+    elif path.is_file() and path.open('rb').read(4) == b'PK\3\4':
+        raise ValueError('it is a zip archive that lacks its end: fetch it again')
     else:
         return path
     return folder

@@ -217,7 +217,8 @@ def train(run, signals):
         is_due = run.step % config.eval_interval == 0 or run.step % run.batches.per_epoch == 0
         should_evaluate = bool(run.unread or run.since_evaluation) and (finished or is_due)
         if should_evaluate:
-            evaluate_and_log(run, metrics, seconds, signals)
+            with checkpoint.lost_output_stops(signals):
+                evaluate_and_log(run, metrics, seconds, signals)
         # all processes agree on the step at which they stop, and on those at which they save
         should_save = should_evaluate or is_master and time.monotonic() > next_save
         signum, should_save = map(int, all_reduce([signals[0] if signals else 0, should_save], dist.ReduceOp.MAX))
@@ -241,7 +242,8 @@ def train(run, signals):
         seconds.append(time.perf_counter() - start)
         bar.update()
         if should_log:
-            log_step(run, metrics, seconds)
+            with checkpoint.lost_output_stops(signals):
+                log_step(run, metrics, seconds)
 
 
 def read_losses(run):
@@ -270,10 +272,10 @@ def log_step(run, metrics, seconds):
     loss, norm = statistics.fmean(loss for loss, _ in run.since_log), run.since_log[-1][1]
     epoch, i = divmod(run.step - 1, run.batches.per_epoch)
     ms = statistics.fmean(seconds[-run.config.log_interval :]) * 1e3
-    print0(f'epoch {epoch + 1:2d} | {i + 1:5d}/{run.batches.per_epoch} batches | lr {run.lr:.2e} | ms/batch {ms:6.1f} '
-           f'| loss {loss:6.3f} | gradient norm {norm:5.2f}')  # fmt: skip
     checkpoint.record(metrics, step=run.step, epoch=epoch + 1, lr=run.lr, ms_per_batch=ms, loss=loss, grad_norm=norm)
     run.since_log = []
+    print0(f'epoch {epoch + 1:2d} | {i + 1:5d}/{run.batches.per_epoch} batches | lr {run.lr:.2e} | ms/batch {ms:6.1f} '
+           f'| loss {loss:6.3f} | gradient norm {norm:5.2f}')  # fmt: skip
     if run.device.type == 'cpu':
         hint_at_time(run, seconds)
 
@@ -296,15 +298,15 @@ def evaluate_and_log(run, metrics, seconds, signals):
     run.since_evaluation = []
     epoch = run.step / run.batches.per_epoch
     per_byte = val * len(run.corpus.val) / run.corpus.val_bytes / math.log(2)
+    checkpoint.record(metrics, step=run.step, epoch=epoch, val_loss=val, ema_loss=ema, train_loss=train_loss,
+                      bits_per_byte=per_byte, tokens_per_s=speed)  # fmt: skip
+    run.lowest = min(run.lowest, (val, run.step))
     losses = f'loss: {val:.2f}' + (f' ema_loss: {ema:.2f}' if run.ema else '')
     print0(f'epoch {epoch:.0f} {losses}' if epoch % 1 == 0 else f'step {run.step} {losses} ({epoch:.3g} epochs)')
     details = [f'training loss {train_loss:.3f}', f'{per_byte:.3f} bits per byte']
     details += [f'{speed:,.0f} tokens/s'] if speed else []
     details += [f'evaluated in {took:.0f} s; --eval_iters takes fewer batches'] if took > 5 else []
     print0(f'    {" | ".join(details)}')
-    checkpoint.record(metrics, step=run.step, epoch=epoch, val_loss=val, ema_loss=ema, train_loss=train_loss,
-                      bits_per_byte=per_byte, tokens_per_s=speed)  # fmt: skip
-    run.lowest = min(run.lowest, (val, run.step))
     hint_at_memorising(run)
 
 

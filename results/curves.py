@@ -9,6 +9,7 @@ import checkpoint
 from results import ladder
 from results.paired import final_loss, runs_by_config, settings_of
 from results.runs import RESULTS, config_path, read
+from sources import corpus_name
 
 
 def load_run(folder):
@@ -20,8 +21,9 @@ def load_run(folder):
     return numbers | {
         'folder': folder,
         'seed': knobs['seed'],
-        'settings': settings_of(knobs),
+        'settings': settings_of(knobs | {'dataset': corpus_name(knobs['dataset'])}),
         'tokens_per_step': knobs['batch_size'] * knobs['block_size'],
+        'evaluated': knobs['eval_iters'] and knobs['eval_iters'] * knobs['batch_size'] * knobs['block_size'],
         **{text: saved.get(text) for text in ('corpus', 'validation text')},  # checksums; older checkpoints lack one
     }
 

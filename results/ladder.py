@@ -167,7 +167,10 @@ def train_all(c, configs, flags):
         folder = Path('out', path.stem, f'{name}_{seed}')
         try:
             if not (status := train_one(config, flags, seed, folder)):
-                run |= numbers_of(folder) | {'sample': write_sample(c, folder)} | provenance(device)
+                run |= numbers_of(folder)
+                if not run['evaluations'] or run['evaluations'][-1]['step'] != checkpoint.load(folder)['step']:
+                    sys.exit(f'{folder}/metrics.jsonl lacks the last evaluation: move {folder} away to train it again.')
+                run |= {'sample': write_sample(c, folder)} | provenance(device)
                 add_run(path, setup, run)
         except SystemExit as refusal:
             print(refusal, file=sys.stderr)
@@ -192,6 +195,8 @@ def compare_with_published(mine, published):
             old = theirs[name][0].get('knobs') or settings_of(config_path(name), flags)[1]
             changed = changes(old, runs[0].get('knobs', old))
             cells[1] = f'none with these knobs: {changed}' if changed else cells[1]
+        if name in theirs and mine.get('corpus') != published.get('corpus'):  # the library of another Python
+            cells[1] += ', on another text'
         lines.append([f'`{name}`', *cells])
     return markdown(['config', 'yours', 'published'], lines)
 

@@ -68,6 +68,10 @@ def check_comparable(runs):
         if len({run[text] for run in runs} - {None}) > 1:  # older checkpoints lack one
             found = ', '.join(f'{run["folder"]}: {run["settings"]["dataset"]}' for run in runs)
             sys.exit(f'expected runs with the same {text}, found several ({found}).')
+    parts = {run['folder']: run['evaluated'] for run in runs}
+    if len({*parts.values()}) > 1:
+        found = ', '.join(f'{folder}: {n or "all"}' for folder, n in parts.items())
+        sys.exit(f'expected losses on the same validation tokens, found {found}: train without --eval_iters.')
     ends = [run['evaluations'][-1]['step'] * run['tokens_per_step'] if run['evaluations'] else 0 for run in runs]
     if len({*ends}) > 1 or not ends[0]:
         found = ', '.join(f'{run["folder"]}: {end:,}' for run, end in zip(runs, ends, strict=True))

@@ -196,6 +196,10 @@ def test_a_comparison_pairs_by_seed_and_refuses_what_cannot_be_compared(run, sho
     assert refused(*folders, 'out/pair_third').endswith('found 3: they differ in d_ff.')
     shutil.copytree(folders[0], 'out/pair_copy', dirs_exist_ok=True)
     assert 'out/pair_24_1 and out/pair_copy are the same run, seed 1' in refused(folders[3], 'out/pair_copy')
+    run('--out_dir=out/pair_path', '--dataset=data/tiny', '--seed=4')  # the same corpus, spelled as a path
+    assert 'found one: name runs of another' in refused('out/pair_path')
+    run('--out_dir=out/pair_part', '--d_ff=32', '--eval_iters=2')
+    assert 'on the same validation tokens, found out/pair_24_1: all, out/pair_part: 128' in refused('out/pair_part')
     run('--out_dir=out/pair_short', '--d_ff=32', '--max_iters=5')
     assert 'out/pair_24_1: 640, out/pair_short: 320;' in refused('out/pair_short')
     run('--out_dir=out/pair_stopped', '--d_ff=32', stop_at=5)  # before its first evaluation

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import tracemalloc
 import zipfile
 from functools import partial
@@ -714,7 +715,9 @@ def test_a_damaged_archive(kind):
         flipped[int(len(whole) * place)] ^= 1
         for raw in (whole[: int(len(whole) * place)], flipped):
             write(f'bad.{kind}', raw)
-            refused(f'bad.{kind}', f'bad.{kind}')
+            refused(
+                f'bad.{kind}', f'bad.{kind}', *(['lacks its end'] if kind == 'zip' and len(raw) < len(whole) else [])
+            )
 
 
 def test_a_zip_that_cannot_be_read():
@@ -745,6 +748,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = prose().encode()
         if self.path == '/garbage':
             self.wfile.write(b'garbage\r\n\r\n')
+            return
+        if self.path == '/silent':
+            time.sleep(3)
             return
         if self.path == '/missing.txt':
             self.send_error(404)
@@ -790,10 +796,12 @@ def test_urls(server):
         ('/chunks', 'IncompleteRead'),
         ('/garbage', 'garbage'),
         ('/loop', 'infinite loop'),
+        ('/silent', 'timed out'),
         ('/with space', 'control characters'),
     ],
 )
-def test_a_url_that_fails(server, path, word):
+def test_a_url_that_fails(server, path, word, monkeypatch):
+    monkeypatch.setattr(sources, 'TIMEOUT', 1 if path == '/silent' else 60)
     refused(server + path, server + path, word)
 
 

@@ -496,6 +496,7 @@ def test_sampling(run, monkeypatch, capsys):
         (['--top_k=0'], 'top_k is 0, expected 1 <= top_k < '),
         (['--temperature=-1'], 'temperature is -1.0, expected 0 <= temperature < '),
         (['--device=gpu'], "device is 'gpu'"),
+        (['--device=hpu'], "device is 'hpu', which is not there"),
         (['--device=meta'], "device is 'meta'"),
     ],
 )
@@ -806,6 +807,16 @@ def test_a_group_waits_for_the_process_that_prepares_the_corpus(monkeypatch):
         machine.choose_machine(c)
     machine.choose_machine(c)
     assert joined[0]['timeout'].total_seconds() >= 3600
+
+
+def test_only_torchrun_makes_several_processes(monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')  # as clusters set it for programs of their own
+    assert machine.rank_and_world_size() == (0, 1)
+    monkeypatch.setenv('RANK', 'first')
+    with pytest.raises(SystemExit, match="RANK is 'first' and WORLD_SIZE '2', expected numbers. Use torchrun, or"):
+        machine.rank_and_world_size()
+    monkeypatch.setenv('RANK', '1')
+    assert machine.rank_and_world_size() == (1, 2)
 
 
 @pytest.mark.parametrize('kernel, name', [('naive', 'softmax'), ('chunked', 'baddbmm'), ('sdpa', 'scaled_dot_product')])
