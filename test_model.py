@@ -329,6 +329,18 @@ def test_gates_are_open_at_first():
     torch.testing.assert_close(net(tokens()), plain(tokens()))
 
 
+@pytest.mark.parametrize('kind', BUILDS)
+def test_norms_read_float32_under_autocast(kind):
+    """In bfloat16 a CPU adds up the gradients of their weights in bfloat16, where a sum of 256 does not grow by 1."""
+    net, seen = build(kind).float(), []
+    for layer in net.modules():
+        if isinstance(layer, nn.LayerNorm):
+            layer.register_forward_pre_hook(lambda m, args: seen.append(args[0].dtype))
+    with torch.autocast('cpu', torch.bfloat16):
+        net(tokens())
+    assert seen == [torch.float32] * (4 if kind == 'torch' else 5)
+
+
 def test_the_model_compiles_once_as_one_graph():
     net, graphs = build('gated', dropout=0.1), []
 

@@ -1,6 +1,8 @@
-# Run 21: run 20 with the first block's attention values mixed into those of all others. The best at full size.
-value_residual = True  # the change
-# as in run 20
+# Run 23: run 22 with two induction heads, which find each token's value by the key of the token before it.
+induction_heads = 2  # the change
+# as in run 22
+exclude_self = True
+value_residual = True
 activation = 'swiglu'
 d_ff = 256
 warmup_iters = 100

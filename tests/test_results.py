@@ -353,7 +353,7 @@ def test_students_t_leaves_five_per_cent_outside(freedom):
 def test_every_run_has_a_config_and_names_the_run_that_it_changes():
     assert all(Path(runs.ROOT, 'config', f'{name}.py').exists() for name in (*runs.RUNS, 'best_97m', *OVERLAYS))
     assert [*map(runs.parent_of, ('sgd', 'adam', 'wide', 'learned', 'muon', 'best', 'best_97m', 'cpu'))] == [
-        None, 'sgd', 'weight_decay', 'learning_rate', 'learning_rate', 'three_steps', 'swiglu_23', None]  # fmt: skip
+        None, 'sgd', 'weight_decay', 'learning_rate', 'learning_rate', 'exclude_self', 'swiglu_23', None]  # fmt: skip
 
 
 def test_the_main_table_has_notebook_full_size_and_short_run():
