@@ -126,7 +126,9 @@ def test_your_runs_go_to_out_and_are_printed_beside_the_published(climb, here, t
     assert (f'| `swiglu` | {loss:.3f} | none with these knobs: n_layer was 1, now 2, learning_rate_scale was 3.0, '
             'now 1.0 |') in ladder.compare_with_published(own, published)  # fmt: skip
     published['runs'][0]['knobs'] = own['runs'][0]['knobs']  # newer runs record theirs
-    assert '4.000 ± 0.707' in ladder.compare_with_published(own, published)
+    assert '4.000 ± 0.707 |' in ladder.compare_with_published(own, published)
+    published['corpus'] = {'train': 1, 'val': 1}
+    assert '4.000 ± 0.707, on another text |' in ladder.compare_with_published(own, published)
 
 
 def test_a_factor_that_is_not_for_a_run_makes_it_no_other():
@@ -143,6 +145,7 @@ def test_ladders_at_the_same_time_lose_no_run_and_agree_on_the_dtype(climb, tmp_
     monkeypatch.setattr(ladder, 'train_one', lambda _, flags, *more: trained.append(flags[-1]) or 0 * barrier.wait(60))
     monkeypatch.setattr(ladder, 'numbers_of', lambda folder: {'evaluations': [], 'trained in': trained[-1]})
     monkeypatch.setattr(ladder, 'write_sample', lambda *_: '')
+    monkeypatch.setattr(ladder, 'check_complete', lambda *_: None)
     ladders = []
     for name, speedup in (('swiglu', 0.9), ('ema', 1.1)):
         monkeypatch.setattr(machine, 'bfloat16_speedup', lambda c, speedup=speedup: speedup)
@@ -155,6 +158,15 @@ def test_ladders_at_the_same_time_lose_no_run_and_agree_on_the_dtype(climb, tmp_
     results = runs.read(tmp_path / 'ladder_tiny_cpu.json')
     assert sorted(names_and_seeds(results)) == sorted((name, i) for name in ('swiglu', 'ema') for i in range(1, 7))
     assert {run['trained in'] for run in results['runs']} == {f'--dtype={results["dtype"]}'}
+
+
+def test_a_run_without_its_last_evaluation_is_refused(climb, here, tmp_path):
+    climb('swiglu', '--seeds=7')
+    (tmp_path / 'ladder_tiny_cpu.json').unlink()
+    metrics = Path('out/ladder_tiny_cpu/swiglu_7/metrics.jsonl')
+    metrics.write_text(''.join(metrics.read_text().splitlines(keepends=True)[:-1]))
+    _, results, printed = climb('swiglu', '--seeds=7')
+    assert 'swiglu_7/metrics.jsonl lacks the last evaluation' in printed and names_and_seeds(results) == []
 
 
 def test_a_run_that_another_program_trains_is_left_to_it(climb, here):
