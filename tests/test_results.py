@@ -161,12 +161,12 @@ def test_ladders_at_the_same_time_lose_no_run_and_agree_on_the_dtype(climb, tmp_
 
 
 def test_a_run_without_its_last_evaluation_is_refused(climb, here, tmp_path):
-    climb('swiglu', '--seeds=7')
+    climb('swiglu', '--seeds=70')
     (tmp_path / 'ladder_tiny_cpu.json').unlink()
-    metrics = Path('out/ladder_tiny_cpu/swiglu_7/metrics.jsonl')
+    metrics = Path('out/ladder_tiny_cpu/swiglu_70/metrics.jsonl')
     metrics.write_text(''.join(metrics.read_text().splitlines(keepends=True)[:-1]))
-    _, results, printed = climb('swiglu', '--seeds=7')
-    assert 'swiglu_7/metrics.jsonl lacks the last evaluation' in printed and names_and_seeds(results) == []
+    _, results, printed = climb('swiglu', '--seeds=70')
+    assert 'swiglu_70/metrics.jsonl lacks the last evaluation' in printed and names_and_seeds(results) == []
 
 
 def test_a_run_that_another_program_trains_is_left_to_it(climb, here):
