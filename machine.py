@@ -85,9 +85,11 @@ def choose_products(config, kept):
 
 @functools.cache
 def onednn_speedup():
-    """How many times as fast as MKL oneDNN multiplies in float32: MKL is slow on AMD's CPUs. 0 if it is not as exact:
-    on a CPU with AMX it rounds to bfloat16."""
-    clock = time.process_time if os.name == 'posix' else time.perf_counter  # other programs' time does not count
+    """How many times as fast as MKL oneDNN multiplies in float32 with one thread: MKL is slow on AMD's CPUs. 0 if it is
+    not as exact: on a CPU with AMX it rounds to bfloat16."""
+    clock = time.thread_time if os.name == 'posix' else time.perf_counter  # what other programs use does not count
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     a, b = torch.rand(2, 512, 512, generator=torch.Generator().manual_seed(0))
     exact, seconds, error = a.double() @ b.double(), {'highest': math.inf, 'medium': math.inf}, {}
     for precision in 5 * [*seconds]:
@@ -96,6 +98,7 @@ def onednn_speedup():
         product = a @ b
         seconds[precision] = min(seconds[precision], clock() - start)
         error[precision] = (product - exact).abs().max()
+    torch.set_num_threads(n_threads)
     return seconds['highest'] / seconds['medium'] if error['medium'] < 4 * error['highest'] else 0.0
 
 
